@@ -1,0 +1,3 @@
+"""semcache: a semantic caching reverse proxy for LLM APIs."""
+
+__version__ = "0.1.0"

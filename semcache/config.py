@@ -1,0 +1,281 @@
+"""The settings: one YAML file -> frozen models. Unit, default and reason stand beside each field.
+
+Unknown keys are errors, `${NAME}` and `${NAME:-default}` are taken from the environment, and every complaint names the
+path, the value and the remedy. The file is a public contract: it may grow, it never breaks.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from semcache.errors import ConfigError
+
+_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?")
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+
+def _seconds(value: object) -> object:
+    if isinstance(value, str):
+        found = _DURATION.fullmatch(value.strip())
+        if not found:
+            raise ValueError("write a duration such as 30s, 10m, 24h, 7d, 250ms, or a number of seconds")
+        return float(found[1]) * _UNITS_S[found[2] or "s"]
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0, allow_inf_nan=False)]
+Port = Annotated[int, Field(ge=0, le=65535)]  # 0: any free port, printed at the start
+Guard = Literal["numbers", "negation", "entities", "units", "code", "language"]
+GUARDS_BUILT: frozenset[Guard] = frozenset({"numbers"})  # the others are accepted, named by `check`, and come later
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class Server(_Section):
+    host: str = "127.0.0.1"  # local only: a cache without keys must not be open to a network by default
+    port: Port = 8080
+    admin_host: str = "127.0.0.1"  # metrics and admin calls have a listener of their own
+    admin_port: Port = 8081
+    admin_token: SecretStr = SecretStr("")  # empty: only /metrics, /healthz and /readyz answer from other hosts
+    workers: int = Field(1, ge=1, le=64)  # processes sharing the port; each embeds and follows the same store
+    max_body: ByteSize = ByteSize(32 * 1024 * 1024)  # the largest request the vendors accept
+    drain: Seconds = 600.0  # after SIGTERM running streams get this long: the longest answer an SDK waits for
+    header_timeout: Seconds = 10.0  # from the first byte of a request to the end of its headers
+    body_timeout: Seconds = 30.0  # for a body of up to 1 MB; larger ones get a second more per 64 KB
+    keepalive: Seconds = 75.0  # idle connections are closed after this
+    send_timeout: Seconds = 60.0  # a reader that takes nothing for this long is cut
+    max_connections: int = Field(0, ge=0)  # 0: what the open-file limit allows, less 64 kept for the store
+    log_prompts: bool = False  # the request log then holds questions: personal data
+
+
+class Cache(_Section):
+    store: str = "sqlite:./var/semcache.db"  # sqlite:PATH | memory:   (redis:// comes later)
+    ttl: Seconds = 86400.0  # a day: long enough to pay, short enough to forget a mistake
+    grace: Seconds = 600.0  # past ttl an answer is still given for this long while one refresh runs
+    max_entries: int = Field(1_000_000, ge=1)  # about 2 KB each on disk, 1.6 KB in memory
+    max_answer: ByteSize = ByteSize(1024 * 1024)  # longer answers are relayed, not kept
+    sharing: Literal["tenant", "namespace", "all"] = "tenant"  # who may get whose answers; tenant: keys never share
+    replay: Literal["instant", "recorded"] | Annotated[float, Field(gt=0)] = "instant"  # number: tokens per second
+    identity: Literal["fresh", "original"] = "fresh"  # a hit's id and created: clients may treat ids as unique
+    store_tools: bool = False  # keep answers that call tools (exact tier only): a replayed call acts again
+    on_client_gone: Literal["cancel", "finish"] = "cancel"  # a fetch nobody waits for: tokens cost money
+
+
+class Embedder(_Section):
+    model: str = "all-MiniLM-L6-v2"  # an installed model, a folder, or a hub name for sentence-transformers
+    engine: Literal["onnx", "torch", "openai"] = "onnx"  # onnx: int8, no torch while serving
+    url: str | None = None  # engine openai: "http://127.0.0.1:8002/v1"
+    api_key: SecretStr = SecretStr("")  # engine openai
+    dimensions: int | None = Field(None, ge=1)  # engine openai: asked of the server, and checked
+    window: int = Field(512, ge=1)  # engine openai: tokens the model reads (local models know theirs)
+    sessions: int | Literal["auto"] = "auto"  # onnx: one-thread sessions in parallel; auto: one per core
+    batch: int = Field(32, ge=1)  # torch, openai: texts per call
+    max_wait: Seconds = 0.002  # torch, openai: how long a batch waits to fill
+    deadline: Seconds = 0.25  # past it the request is a BYPASS, never a wait
+    max_queue: int = Field(1024, ge=1)  # questions waiting; one more is a BYPASS
+    remember: int = Field(10_000, ge=0)  # recently embedded texts kept, 1.6 KB each
+
+
+class Match(_Section):
+    mode: Literal["serve", "shadow", "off"] = "serve"  # shadow: look up, forward all the same, compare
+    threshold: float = Field(0.90, ge=0, le=1)  # cosine; see docs for the error rates of each value
+    max_error: None = None  # an error bound learned from evidence comes later
+    guards: tuple[Guard, ...] = ("numbers", "negation", "entities", "units", "code", "language")
+    reranker: None = None  # comes later
+    neighbours: int = Field(4, ge=1, le=64)  # candidates looked at: the second may pass where a guard vetoed the first
+    max_temperature: float = Field(1.0, ge=0)  # above it a request wants variety: exact tier only
+
+
+class Backend(_Section):
+    url: str
+    api_key: SecretStr = SecretStr("")  # empty: the caller's own key is passed through
+    weight: float = Field(1, gt=0)
+    region: str | None = None
+    dialect: Literal["openai", "anthropic"] = "openai"
+    stream_usage: bool = True  # ask for usage in streams (`stream_options.include_usage`); false for servers that refuse it
+
+    @field_validator("url")
+    @classmethod
+    def _has_scheme(cls, url: str) -> str:
+        if not re.match(r"https?://[^/\s]+", url):
+            raise ValueError(f'"{url}" has no http(s) scheme: write for instance "http://127.0.0.1:8000/v1"')
+        return url.rstrip("/")
+
+
+class Pool(_Section):
+    backends: tuple[Backend, ...] = Field(min_length=1)
+    balance: Literal["least-load", "prefix", "weighted", "latency"] = "least-load"
+    connect: Seconds = 5.0
+    first_byte: Seconds = 120.0  # to the first event: a long prompt on a busy GPU
+    between_bytes: Seconds = 60.0  # silence inside an answer
+    max_connections: int = Field(1000, ge=1)  # to each backend
+
+
+class Route(_Section):
+    models: tuple[str, ...] = Field(("*",), min_length=1)  # globs
+    pools: tuple[str, ...] = ()  # in order of preference; empty: every pool
+    cache: Cache = Cache()  # written: the fields that differ; read: the whole section
+    match: Match = Match()
+
+
+class Limits(_Section):
+    requests_per_minute: int | None = Field(None, ge=1)
+    tokens_per_minute: int | None = Field(None, ge=1)
+    usd_per_day: float | None = Field(None, gt=0)
+
+
+class TenantSettings(_Section):
+    name: str = Field(min_length=1)
+    keys: tuple[SecretStr, ...] = Field(min_length=1)
+    regions: tuple[str, ...] = ()
+    namespaces: tuple[str, ...] = ()
+    limits: Limits = Limits()
+
+    @field_validator("keys")
+    @classmethod
+    def _not_empty(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        if not all(key.get_secret_value() for key in keys):
+            raise ValueError("a key is empty: is its environment variable set?")
+        return keys
+
+
+class Audit(_Section):
+    path: str = "./var/audit.jsonl"
+
+
+_ROUTE_ONLY_GLOBAL = {"store", "max_entries"}  # one store serves all routes
+
+
+class Config(_Section):
+    server: Server = Server()
+    cache: Cache = Cache()
+    embedder: Embedder = Embedder()
+    match: Match = Match()
+    pools: dict[str, Pool] = Field(default_factory=lambda: _default_pools())
+    routes: tuple[Route, ...] = ()
+    tenants: tuple[TenantSettings, ...] = ()
+    audit: Audit = Audit()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, raw: Any) -> Any:
+        """A route's `cache` and `match` are the global sections with the fields it names replaced."""
+        if not isinstance(raw, Mapping) or not isinstance(raw.get("routes", ()), (list, tuple)):
+            return raw
+        routes = []
+        for number, route in enumerate(raw.get("routes") or [{}]):
+            if isinstance(route, Mapping):
+                for name in _ROUTE_ONLY_GLOBAL & set(route.get("cache") or {}):
+                    raise ValueError(f"routes[{number}].cache.{name} belongs in the global cache section")
+                own = {section: {**(raw.get(section) or {}), **(route.get(section) or {})} for section in ("cache", "match")}
+                route = {**route, **own}
+            routes.append(route)
+        return {**raw, "routes": routes}
+
+    @model_validator(mode="after")
+    def _pools_exist(self) -> Config:
+        for number, route in enumerate(self.routes):
+            for name in route.pools:
+                if name not in self.pools:
+                    raise ValueError(f'routes[{number}].pools: "{name}" is not a pool; there are {", ".join(self.pools)}')
+        return self
+
+    def without_effect(self) -> list[str]:
+        """Settings that are accepted and do nothing yet, one line each: an operator must not rely on them."""
+        lines = []
+        missing = sorted({g for route in self.routes for g in route.match.guards} - GUARDS_BUILT)
+        if missing:
+            lines.append(f"match.guards: {', '.join(missing)} (built in this version: {', '.join(sorted(GUARDS_BUILT))})")
+        for number, tenant in enumerate(self.tenants):
+            if tenant.limits != Limits():
+                lines.append(f"tenants[{number}].limits: requests and money are not limited by this version")
+        for name, pool in self.pools.items():
+            if pool.balance != "least-load" or len({b.weight for b in pool.backends}) > 1:
+                lines.append(f"pools.{name}: backends are tried in the order written; balance and weight come later")
+        return lines
+
+
+def _default_pools() -> dict[str, Pool]:
+    return {
+        "openai": Pool(backends=(Backend(url="https://api.openai.com/v1"),)),
+        "anthropic": Pool(backends=(Backend(url="https://api.anthropic.com/v1", dialect="anthropic"),)),
+    }
+
+
+def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
+    """Read and check a file. Raises ConfigError with one line per complaint."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: cannot be read: {exc}") from exc
+    return parse(text, environ, name=str(path))
+
+
+def parse(text: str, environ: Mapping[str, str] = os.environ, name: str = "config") -> Config:
+    try:
+        raw = YAML(typ="safe", pure=True).load(text)
+    except YAMLError as exc:
+        raise ConfigError(f"{name}: not valid YAML: {' '.join(str(exc).split())}") from exc
+    if raw is None:
+        raw = {}
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{name}: the file must hold sections such as `server:` and `cache:`, not a {type(raw).__name__}")
+    return build(_substitute(raw, environ, ""), name)
+
+
+def build(raw: Mapping[str, Any], name: str = "config") -> Config:
+    """Check settings that are already a mapping. Raises ConfigError."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as exc:
+        lines = [f"{name}: {_complaint(error, raw)}" for error in exc.errors(include_url=False)]
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from exc
+
+
+def _substitute(value: Any, environ: Mapping[str, str], path: str) -> Any:
+    """Put environment variables into string values; never into keys or structure, so a value cannot add settings."""
+    if isinstance(value, dict):
+        return {key: _substitute(item, environ, f"{path}.{key}".lstrip(".")) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_substitute(item, environ, f"{path}[{number}]") for number, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def variable(found: re.Match[str]) -> str:
+        name, default = found[1], found[2]
+        if name in environ:
+            return environ[name] or (default or "")
+        if default is None:
+            raise ConfigError(f"{path}: environment variable {name} is not set; set it, or write ${{{name}:-default}}")
+        return default
+
+    return _VARIABLE.sub(variable, value)
+
+
+def _complaint(error: Any, raw: Any) -> str:
+    path, value = "", raw
+    for part in error["loc"]:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}"
+        try:
+            value = value[part]
+        except (KeyError, IndexError, TypeError):
+            value = None
+    path = path.lstrip(".")
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        return f"{path}: no such setting; see config/reference.yaml for those there are"
+    secret = any(word in path for word in ("key", "token"))
+    shown = "" if secret or value is None or isinstance(value, (dict, list)) else f"{value!r}: "
+    return f"{path}: {shown}{message}" if path else message

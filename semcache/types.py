@@ -1,0 +1,301 @@
+"""The vocabulary: the values that pass between the phases of a request, and nothing that acts.
+
+One word per idea, used everywhere. *Question*: the text that is compared. *Context*: everything else in the
+request, which must be equal. *Candidate*: near, not yet trusted. *Match*: trusted. *Answer*: what is stored and played.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Vector = npt.NDArray[np.float32]  # shape (d,), unit length
+
+
+class Verdict(StrEnum):
+    """What became of a request: exactly one each."""
+
+    HIT = "hit"  # a stored answer, fresh
+    STALE = "stale"  # a stored answer in its grace; a refresh is under way
+    MISS = "miss"  # looked up, not found, forwarded
+    COALESCED = "coalesced"  # another request's fetch answered this one too
+    BYPASS = "bypass"  # the cache took no part
+    REFUSED = "refused"  # our own 4xx or 5xx
+
+
+class Tier(StrEnum):
+    EXACT = "exact"  # the same scope, context and question, byte for byte
+    SEMANTIC = "semantic"  # the same scope and context, a question that means the same
+
+
+class Reason(StrEnum):
+    """Why a request was not answered from the store. The table below gives each its RFC 9211 `fwd` token."""
+
+    NO_ENTRY = "no-entry"  # nothing stored in this partition, or nothing near
+    BELOW_THRESHOLD = "below-threshold"  # something near, not near enough
+    GUARD_NUMBER = "guard-number"  # near enough, but the numbers differ
+    EXPLORING = "exploring"  # would have been a hit; forwarded to compare (shadow mode)
+    TOOLS = "tools"  # exact tier only, and no exact entry: the request declares tools
+    SAMPLING = "sampling"  # ... it asks for more randomness than the operator lets the cache hide, or for n > 1
+    TOO_LONG = "too-long"  # ... the question is longer than the embedder reads
+    AGENT = "agent"  # ... a running agent loop: tool results in the conversation
+    MEDIA = "media"  # ... it carries images, audio or files
+    EXACT_ONLY = "exact-only"  # ... the operator or the caller asked for the exact tier
+    NO_CACHE = "no-cache"  # the caller asked for a fresh answer
+    MAX_AGE = "max-age"  # the stored answer is older than the caller accepts
+    EXPIRED = "expired"  # the stored answer is past its ttl, and past its grace or the caller's max-stale
+    DISABLED = "disabled"  # the operator switched the cache off here
+    NO_STORE = "no-store"  # the caller wants no trace in the cache
+    ENDPOINT = "endpoint"  # not a path that is cached
+    LEARNED = "learned"  # answers to this were found never to be storable
+    CACHE_FAULT = "cache-fault"  # a part of the cache failed or was late
+
+
+# RFC 9211 section 2.2: why the request went forward.
+FWD: Mapping[Reason, Literal["miss", "request", "stale", "bypass"]] = {
+    **dict.fromkeys(Reason, "miss"),
+    Reason.NO_CACHE: "request",
+    Reason.MAX_AGE: "request",
+    Reason.EXPIRED: "stale",
+    Reason.DISABLED: "bypass",
+    Reason.NO_STORE: "bypass",
+    Reason.ENDPOINT: "bypass",
+    Reason.LEARNED: "bypass",
+    Reason.CACHE_FAULT: "bypass",
+}
+
+
+class Unstorable(StrEnum):
+    """Why an answer was not kept. Counted by reason; never shown as an error."""
+
+    STATUS = "status"  # not a 200
+    INCOMPLETE = "incomplete"  # the upstream stopped before its terminal event
+    MALFORMED = "malformed"  # not JSON or SSE as the dialect has it
+    ERROR = "error"  # an error object inside a 200
+    FINISH = "finish"  # a finish reason other than a natural stop
+    TOOL_CALLS = "tool-calls"  # tool calls, where the route does not allow them
+    EMPTY = "empty"  # no choice, or no content
+    TOO_LARGE = "too-large"  # past cache.max_answer
+    ENCODING = "encoding"  # a content encoding we did not ask for
+    REFUSED = "no-store"  # request, response or policy said no
+    PURGED = "purged"  # a purge overtook the fetch
+    STORE_FAULT = "store-fault"  # the store failed or its queue was full
+
+
+class Form(StrEnum):
+    """How an answer was recorded. Either can be played as both."""
+
+    JSON = "json"
+    STREAM = "stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """Who pays. `id` is not a secret: the configured name, or a digest of the caller's own key."""
+
+    id: str
+    regions: frozenset[str] = frozenset()  # empty: any
+    namespaces: tuple[str, ...] = ()  # those the tenant may name; empty: any
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What policy needs to know of a request, read once by its dialect."""
+
+    has_tools: bool = False  # tools are declared
+    has_tool_results: bool = False  # an agent loop is running
+    has_media: bool = False  # images, audio or files anywhere
+    choices: int = 1  # n
+    temperature: float | None = None  # None: the caller left it to the model
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request as its dialect understood it. Equal body bytes give an equal Ask."""
+
+    dialect: str
+    endpoint: str  # "chat/completions"
+    model: str
+    question: str | None  # None: no user text to compare, exact tier only
+    context: bytes  # canonical bytes of all that must be equal; see cache/key.py
+    stream: bool  # delivery, not context
+    include_usage: bool  # delivery, not context: the caller wants the usage chunk of a stream
+    user: str | None  # the caller's end user, for purge and audit; not context
+    traits: Traits
+    body: bytes  # as received
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Who may share an answer. Every field is an equality key; see Sharing in config.py for how tenant is filled."""
+
+    tenant: str
+    namespace: str
+    dialect: str
+    endpoint: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    exact: bytes  # 32 bytes: scope, context and question
+    partition: bytes | None  # 32 bytes: scope, context and embedder; None: no semantic tier for this request
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer as the upstream gave it, ready to be played in either form.
+
+    JSON form: one part, the body. Stream form: one part per event, the `data` payload without framing, the
+    terminal `[DONE]` left out; `offsets_ms` has the arrival of each part since the first byte.
+    """
+
+    dialect: str
+    form: Form
+    parts: tuple[bytes, ...]
+    offsets_ms: tuple[int, ...] = ()
+    usage: Usage | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(map(len, self.parts))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A stored answer with all that decides who may get it and for how long. Immutable; a change is a new entry."""
+
+    id: str  # public: `Semcache-Entry`
+    scope: Scope
+    key: Key
+    question: str | None
+    vector: Vector | None  # None: exact tier only
+    embedder: str | None  # the stamp of the embedder that made the vector
+    answer: Answer
+    created_at: float  # unix seconds, wall clock
+    ttl_s: float
+    grace_s: float
+    user: str | None = None
+    writer: str = ""  # the tenant whose request wrote it: equals scope.tenant unless answers are shared
+    seq: int = 0  # given by the store; 0 before
+
+    def age_s(self, now: float) -> float:
+        """Seconds since creation, never negative: a wall clock that jumped back makes an entry young, not wrong."""
+        return max(0.0, now - self.created_at)
+
+    def ttl_left_s(self, now: float) -> float:
+        """Seconds of freshness left; negative once stale. At most `ttl_s`, whatever the clock did."""
+        return self.ttl_s - self.age_s(now)
+
+    def is_fresh(self, now: float) -> bool:
+        return self.ttl_left_s(now) > 0 and self.created_at <= now + CLOCK_SKEW_S
+
+    def is_expired(self, now: float) -> bool:
+        """Past its grace too: never served again."""
+        return self.ttl_left_s(now) + self.grace_s <= 0
+
+
+CLOCK_SKEW_S = 5.0  # an entry from further in the future than this is stale: some clock was wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Posting:
+    """What the index keeps of an entry."""
+
+    seq: int
+    exact: bytes
+    partition: bytes | None
+    vector: Vector | None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One numbered line of the store's log. The index is what these lines, followed in order, add up to."""
+
+    seq: int
+    added: Posting | None = None
+    removed: tuple[int, ...] = ()  # seq numbers of entries that are gone
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """What a purge takes. Fields that are set must all match; none set matches everything."""
+
+    entry: str | None = None
+    model: str | None = None  # glob
+    tenant: str | None = None
+    namespace: str | None = None
+    user: str | None = None
+    text: str | None = None  # the question, compared after strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A neighbour from the same partition, not yet trusted."""
+
+    seq: int
+    similarity: float  # cosine, -1 to 1
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A stored answer that may be served."""
+
+    entry: Entry
+    tier: Tier
+    similarity: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a lookup found: a match, or why there is none (and, for the record, the best that was seen)."""
+
+    match: Match | None
+    reason: Reason | None = None
+    best_similarity: float | None = None
+    vector: Vector | None = None  # of the question, to be stored with a fresh answer: nothing is embedded twice
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Everything telemetry, usage and audit tell about one request. Filled along the way, read once at the end."""
+
+    request_id: str
+    started: float  # monotonic seconds
+    verdict: Verdict = Verdict.REFUSED
+    reason: Reason | None = None
+    tier: Tier | None = None
+    similarity: float | None = None  # of the match served, or of the best candidate seen
+    entry_id: str | None = None
+    ttl_left_s: float | None = None
+    age_s: float | None = None
+    collapsed: bool = False
+    stored: bool = False
+    unstorable: Unstorable | None = None
+    status: int = 0
+    fwd_status: int | None = None  # what the upstream said
+    tenant: str = ""
+    namespace: str = ""
+    dialect: str = ""
+    endpoint: str = ""
+    model: str = ""
+    stream: bool = False
+    backend: str | None = None
+    error: str | None = None  # the class of our own error, never request text
+    truncated: bool = False  # the client got a visibly cut answer, or left before its end
+    usage: Usage | None = None  # of the answer delivered
+    bytes_out: int = 0
+    phases_ms: dict[str, float] = field(default_factory=dict)  # embed, search, verify, fetch, store, ...
+    ttfb_ms: float | None = None
+    total_ms: float | None = None
