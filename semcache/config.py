@@ -12,8 +12,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, SecretStr, ValidationError, field_validator
-from pydantic import model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -49,14 +58,14 @@ class Server(_Section):
     admin_host: str = "127.0.0.1"  # metrics and admin calls have a listener of their own
     admin_port: Port = 8081
     admin_token: SecretStr = SecretStr("")  # empty: only /metrics, /healthz and /readyz answer from other hosts
-    workers: int = Field(1, ge=1, le=64)  # processes sharing the port; each embeds and follows the same store
+    workers: int = Field(default=1, ge=1, le=64)  # processes sharing the port; each embeds and follows the same store
     max_body: ByteSize = ByteSize(32 * 1024 * 1024)  # the largest request the vendors accept
     drain: Seconds = 600.0  # after SIGTERM running streams get this long: the longest answer an SDK waits for
     header_timeout: Seconds = 10.0  # from the first byte of a request to the end of its headers
     body_timeout: Seconds = 30.0  # for a body of up to 1 MB; larger ones get a second more per 64 KB
     keepalive: Seconds = 75.0  # idle connections are closed after this
     send_timeout: Seconds = 60.0  # a reader that takes nothing for this long is cut
-    max_connections: int = Field(0, ge=0)  # 0: what the open-file limit allows, less 64 kept for the store
+    max_connections: int = Field(default=0, ge=0)  # 0: what the open-file limit allows, less 64 kept for the store
     log_prompts: bool = False  # the request log then holds questions: personal data
 
 
@@ -64,7 +73,7 @@ class Cache(_Section):
     store: str = "sqlite:./var/semcache.db"  # sqlite:PATH | memory:   (redis:// comes later)
     ttl: Seconds = 86400.0  # a day: long enough to pay, short enough to forget a mistake
     grace: Seconds = 600.0  # past ttl an answer is still given for this long while one refresh runs
-    max_entries: int = Field(1_000_000, ge=1)  # about 2 KB each on disk, 1.6 KB in memory
+    max_entries: int = Field(default=1_000_000, ge=1)  # about 2 KB each on disk, 1.6 KB in memory
     max_answer: ByteSize = ByteSize(1024 * 1024)  # longer answers are relayed, not kept
     sharing: Literal["tenant", "namespace", "all"] = "tenant"  # who may get whose answers; tenant: keys never share
     replay: Literal["instant", "recorded"] | Annotated[float, Field(gt=0)] = "instant"  # number: tokens per second
@@ -78,33 +87,37 @@ class Embedder(_Section):
     engine: Literal["onnx", "torch", "openai"] = "onnx"  # onnx: int8, no torch while serving
     url: str | None = None  # engine openai: "http://127.0.0.1:8002/v1"
     api_key: SecretStr = SecretStr("")  # engine openai
-    dimensions: int | None = Field(None, ge=1)  # engine openai: asked of the server, and checked
-    window: int = Field(512, ge=1)  # engine openai: tokens the model reads (local models know theirs)
+    dimensions: int | None = Field(default=None, ge=1)  # engine openai: asked of the server, and checked
+    window: int = Field(default=512, ge=1)  # engine openai: tokens the model reads (local models know theirs)
     sessions: int | Literal["auto"] = "auto"  # onnx: one-thread sessions in parallel; auto: one per core
-    batch: int = Field(32, ge=1)  # torch, openai: texts per call
+    batch: int = Field(default=32, ge=1)  # torch, openai: texts per call
     max_wait: Seconds = 0.002  # torch, openai: how long a batch waits to fill
     deadline: Seconds = 0.25  # past it the request is a BYPASS, never a wait
-    max_queue: int = Field(1024, ge=1)  # questions waiting; one more is a BYPASS
-    remember: int = Field(10_000, ge=0)  # recently embedded texts kept, 1.6 KB each
+    max_queue: int = Field(default=1024, ge=1)  # questions waiting; one more is a BYPASS
+    remember: int = Field(default=10_000, ge=0)  # recently embedded texts kept, 1.6 KB each
 
 
 class Match(_Section):
     mode: Literal["serve", "shadow", "off"] = "serve"  # shadow: look up, forward all the same, compare
-    threshold: float = Field(0.90, ge=0, le=1)  # cosine; see docs for the error rates of each value
+    threshold: float = Field(default=0.90, ge=0, le=1)  # cosine; see docs for the error rates of each value
     max_error: None = None  # an error bound learned from evidence comes later
     guards: tuple[Guard, ...] = ("numbers", "negation", "entities", "units", "code", "language")
     reranker: None = None  # comes later
-    neighbours: int = Field(4, ge=1, le=64)  # candidates looked at: the second may pass where a guard vetoed the first
-    max_temperature: float = Field(1.0, ge=0)  # above it a request wants variety: exact tier only
+    neighbours: int = Field(
+        default=4, ge=1, le=64
+    )  # candidates looked at: the second may pass where a guard vetoed the first
+    max_temperature: float = Field(default=1.0, ge=0)  # above it a request wants variety: exact tier only
 
 
 class Backend(_Section):
     url: str
     api_key: SecretStr = SecretStr("")  # empty: the caller's own key is passed through
-    weight: float = Field(1, gt=0)
+    weight: float = Field(default=1, gt=0)
     region: str | None = None
     dialect: Literal["openai", "anthropic"] = "openai"
-    stream_usage: bool = True  # ask for usage in streams (`stream_options.include_usage`); false for servers that refuse it
+    stream_usage: bool = (
+        True  # ask for usage in streams (`stream_options.include_usage`); false for servers that refuse it
+    )
 
     @field_validator("url")
     @classmethod
@@ -120,20 +133,27 @@ class Pool(_Section):
     connect: Seconds = 5.0
     first_byte: Seconds = 120.0  # to the first event: a long prompt on a busy GPU
     between_bytes: Seconds = 60.0  # silence inside an answer
-    max_connections: int = Field(1000, ge=1)  # to each backend
+    max_connections: int = Field(default=1000, ge=1)  # to each backend
+
+
+# Without a config: the vendors, with the caller's own key.
+DEFAULT_POOLS = {
+    "openai": Pool(backends=(Backend(url="https://api.openai.com/v1"),)),
+    "anthropic": Pool(backends=(Backend(url="https://api.anthropic.com/v1", dialect="anthropic"),)),
+}
 
 
 class Route(_Section):
-    models: tuple[str, ...] = Field(("*",), min_length=1)  # globs
+    models: tuple[str, ...] = Field(default=("*",), min_length=1)  # globs
     pools: tuple[str, ...] = ()  # in order of preference; empty: every pool
     cache: Cache = Cache()  # written: the fields that differ; read: the whole section
     match: Match = Match()
 
 
 class Limits(_Section):
-    requests_per_minute: int | None = Field(None, ge=1)
-    tokens_per_minute: int | None = Field(None, ge=1)
-    usd_per_day: float | None = Field(None, gt=0)
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    usd_per_day: float | None = Field(default=None, gt=0)
 
 
 class TenantSettings(_Section):
@@ -163,7 +183,7 @@ class Config(_Section):
     cache: Cache = Cache()
     embedder: Embedder = Embedder()
     match: Match = Match()
-    pools: dict[str, Pool] = Field(default_factory=lambda: _default_pools())
+    pools: dict[str, Pool] = DEFAULT_POOLS
     routes: tuple[Route, ...] = ()
     tenants: tuple[TenantSettings, ...] = ()
     audit: Audit = Audit()
@@ -179,7 +199,10 @@ class Config(_Section):
             if isinstance(route, Mapping):
                 for name in _ROUTE_ONLY_GLOBAL & set(route.get("cache") or {}):
                     raise ValueError(f"routes[{number}].cache.{name} belongs in the global cache section")
-                own = {section: {**(raw.get(section) or {}), **(route.get(section) or {})} for section in ("cache", "match")}
+                own = {
+                    section: {**(raw.get(section) or {}), **(route.get(section) or {})}
+                    for section in ("cache", "match")
+                }
                 route = {**route, **own}
             routes.append(route)
         return {**raw, "routes": routes}
@@ -189,7 +212,9 @@ class Config(_Section):
         for number, route in enumerate(self.routes):
             for name in route.pools:
                 if name not in self.pools:
-                    raise ValueError(f'routes[{number}].pools: "{name}" is not a pool; there are {", ".join(self.pools)}')
+                    raise ValueError(
+                        f'routes[{number}].pools: "{name}" is not a pool; there are {", ".join(self.pools)}'
+                    )
         return self
 
     def without_effect(self) -> list[str]:
@@ -197,7 +222,9 @@ class Config(_Section):
         lines = []
         missing = sorted({g for route in self.routes for g in route.match.guards} - GUARDS_BUILT)
         if missing:
-            lines.append(f"match.guards: {', '.join(missing)} (built in this version: {', '.join(sorted(GUARDS_BUILT))})")
+            lines.append(
+                f"match.guards: {', '.join(missing)} (built in this version: {', '.join(sorted(GUARDS_BUILT))})"
+            )
         for number, tenant in enumerate(self.tenants):
             if tenant.limits != Limits():
                 lines.append(f"tenants[{number}].limits: requests and money are not limited by this version")
@@ -205,13 +232,6 @@ class Config(_Section):
             if pool.balance != "least-load" or len({b.weight for b in pool.backends}) > 1:
                 lines.append(f"pools.{name}: backends are tried in the order written; balance and weight come later")
         return lines
-
-
-def _default_pools() -> dict[str, Pool]:
-    return {
-        "openai": Pool(backends=(Backend(url="https://api.openai.com/v1"),)),
-        "anthropic": Pool(backends=(Backend(url="https://api.anthropic.com/v1", dialect="anthropic"),)),
-    }
 
 
 def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
@@ -231,7 +251,9 @@ def parse(text: str, environ: Mapping[str, str] = os.environ, name: str = "confi
     if raw is None:
         raw = {}
     if not isinstance(raw, dict):
-        raise ConfigError(f"{name}: the file must hold sections such as `server:` and `cache:`, not a {type(raw).__name__}")
+        raise ConfigError(
+            f"{name}: the file must hold sections such as `server:` and `cache:`, not a {type(raw).__name__}"
+        )
     return build(_substitute(raw, environ, ""), name)
 
 

@@ -254,7 +254,13 @@ class Match:
 
     entry: Entry
     tier: Tier
+    ttl_left_s: float  # of freshness; zero or less: stale, in its grace
+    age_s: float
     similarity: float = 1.0
+
+    @property
+    def is_stale(self) -> bool:
+        return self.ttl_left_s <= 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,90 @@
+"""COALESCE: one fetch, many waiting. A flight belongs to no client.
+
+The one who finds no flight leads: a task of its own fetches, and leader and followers are equal from then on. A client
+that leaves is one less waiting; the fetch is cancelled when nobody waits. So a leader that leaves is succeeded without
+anyone noticing, and an equal request in flight never costs a second fetch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Generic, TypeVar
+
+R = TypeVar("R")  # the recording that is being written
+
+
+class Flight(Generic[R]):
+    def __init__(self, recording: R, keep: bool) -> None:
+        self.recording = recording
+        self._keep = keep  # goes on though nobody waits: a refresh, or `on_client_gone: finish`
+        self._waiting = 0
+        self._task: asyncio.Task[None] | None = None
+        self.is_abandoned = False  # everybody left; being cancelled, so nobody may join any more
+
+    def start(self, fetch: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        self._task = asyncio.create_task(fetch)
+        return self._task
+
+    def __enter__(self) -> Flight[R]:
+        self._waiting += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._waiting -= 1
+        if not self._waiting and not self._keep and self._task is not None:
+            self.is_abandoned = True
+            self._task.cancel()
+
+
+class Flights(Generic[R]):
+    """Those under way, by exact key. Counts what it saved."""
+
+    def __init__(self) -> None:
+        self._joinable: dict[bytes, Flight[R]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.led = 0
+        self.joined = 0
+
+    def find(self, key: bytes, is_joinable: Callable[[R], bool]) -> Flight[R] | None:
+        """The flight that already fetches this, if one can still be followed from its beginning."""
+        flight = self._joinable.get(key)
+        if flight is None or flight.is_abandoned or not is_joinable(flight.recording):
+            return None
+        self.joined += 1
+        return flight
+
+    def lead(
+        self,
+        key: bytes | None,
+        recording: R,
+        fetch: Callable[[Flight[R]], Coroutine[Any, Any, None]],
+        keep: bool = False,
+    ) -> Flight[R]:
+        """Start a flight. `key` None: nobody may join it."""
+        flight = Flight(recording, keep)
+        self.led += 1
+        if key is not None:
+            self._joinable[key] = flight
+        task = flight.start(fetch(flight))
+        self._tasks.add(task)
+
+        def land(ended: asyncio.Task[None]) -> None:
+            self._tasks.discard(ended)
+            if key is not None and self._joinable.get(key) is flight:
+                del self._joinable[key]
+
+        task.add_done_callback(land)
+        return flight
+
+    async def drain(self) -> None:
+        """Wait until every flight has landed; the caller sets the deadline."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def cancel(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    def stats(self) -> dict[str, float]:
+        return {"flights": len(self._tasks), "led": self.led, "joined": self.joined}

@@ -1,0 +1,52 @@
+"""KEY: everything that may enter a cache key is decided here. Nothing else in the program puts key material together.
+
+First partition hard, then search. Scope, context and embedder are equality keys; only the question may be near instead
+of equal. So a neighbour from another tenant, model or conversation can never be seen, whatever its cosine.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+from semcache.types import Ask, Key, Scope, Tenant
+
+_VERSION = b"semcache-key-1"  # part of every key: changing what goes in must change this, so old entries are never met
+
+
+def derive_scope(ask: Ask, tenant: Tenant, namespace: str, sharing: str) -> Scope:
+    """Say who may share the answer. `sharing` is `cache.sharing`.
+
+    A caller who names no namespace keeps to his own tenant even where namespaces are shared: sharing is asked for,
+    never fallen into.
+    """
+    match sharing:
+        case "all":
+            owner, group = "", ""
+        case "namespace" if namespace:
+            owner, group = "", namespace
+        case _:
+            owner, group = tenant.id, namespace
+    return Scope(owner, group, ask.dialect, ask.endpoint, ask.model)
+
+
+def derive_key(ask: Ask, scope: Scope, embedder: str | None) -> Key:
+    """Return the exact key and, where `embedder` (its stamp) is given and there is a question, the partition."""
+    shared = _digest(
+        _VERSION,
+        scope.tenant.encode(),
+        scope.namespace.encode(),
+        scope.dialect.encode(),
+        scope.endpoint.encode(),
+        scope.model.encode(),
+        ask.context,
+    )
+    if ask.question is None:
+        return Key(exact=_digest(b"exact", shared), partition=None)
+    exact = _digest(b"exact", shared, ask.question.encode())
+    return Key(exact, None if embedder is None else _digest(b"partition", shared, embedder.encode()))
+
+
+def _digest(*parts: bytes) -> bytes:
+    """Hash the parts with their lengths, so that no two lists of parts run together ("a:b","c" is not "a","b:c")."""
+    framed = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+    return blake2b(framed, digest_size=32).digest()

@@ -1,0 +1,153 @@
+"""LOOKUP: the exact tier, then the semantic one: embed, search, read, verify.
+
+The exact tier is a dict and a memory of recent entries, so most exact hits never leave the event loop. The semantic
+tier hands over to an embedding thread once, which also searches. An entry is believed only after the store has read
+and verified it; an entry that is gone or expired by then was never there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from time import perf_counter
+from typing import Protocol, TypeVar
+
+from semcache.cache.policy import Ruling
+from semcache.cache.verify import find_objection, is_near_enough
+from semcache.errors import TooLong
+from semcache.types import CLOCK_SKEW_S, Ask, Candidate, Entry, Finding, Key, Match, Reason, Tier, Vector
+
+T = TypeVar("T")
+
+
+class Embedder(Protocol):
+    @property
+    def stamp(self) -> str: ...
+
+    async def embed(self, text: str, then: Callable[[Vector], T]) -> T: ...
+
+
+class Index(Protocol):
+    def find_exact(self, exact: bytes) -> int | None: ...
+
+    def search(self, partition: bytes, vector: Vector, k: int) -> list[Candidate]: ...
+
+
+class Entries(Protocol):
+    """The store, as far as a lookup needs it."""
+
+    def get(self, seq: int) -> Entry | None: ...
+
+    async def read(self, seq: int) -> Entry | None: ...
+
+    def touch(self, seq: int) -> None: ...
+
+
+class Lookup:
+    def __init__(self, index: Index, entries: Entries, embedder: Embedder, clock: Callable[[], float]) -> None:
+        self._index = index
+        self._entries = entries
+        self._embedder = embedder
+        self._clock = clock
+
+    def find_in_memory(self, key: Key, ruling: Ruling) -> Match | None:
+        """The exact tier without waiting. None says nothing about entries that are on disk only."""
+        seq = self._index.find_exact(key.exact)
+        entry = None if seq is None else self._entries.get(seq)
+        if entry is None:
+            return None
+        match = self._match(entry, Tier.EXACT, 1.0, ruling)
+        return match if isinstance(match, Match) else None
+
+    async def find(self, ask: Ask, key: Key, ruling: Ruling, phases_ms: dict[str, float]) -> Finding:
+        """Look in both tiers, as far as `ruling` allows. Times are added to `phases_ms`.
+
+        Raises CacheFault when a part of the cache fails; nothing may then be concluded about what is stored.
+        """
+        exact = await self._find_exact(key, ruling)
+        if exact.match is not None:
+            return exact
+        if key.partition is None or ruling.exact_only is not None or ask.question is None:
+            return replace(exact, reason=_first(exact.reason, ruling.exact_only or Reason.EXACT_ONLY))
+        semantic = await self._find_semantic(ask.question, key.partition, ruling, phases_ms)
+        if semantic.match is None:
+            return replace(semantic, reason=_first(exact.reason, semantic.reason or Reason.NO_ENTRY))
+        return semantic
+
+    async def _find_exact(self, key: Key, ruling: Ruling) -> Finding:
+        seq = self._index.find_exact(key.exact)
+        entry = None if seq is None else await self._read(seq)
+        if entry is None:
+            return Finding(None, Reason.NO_ENTRY)
+        match = self._match(entry, Tier.EXACT, 1.0, ruling)
+        return Finding(match) if isinstance(match, Match) else Finding(None, match)
+
+    async def _find_semantic(
+        self, question: str, partition: bytes, ruling: Ruling, phases_ms: dict[str, float]
+    ) -> Finding:
+        begun = perf_counter()
+        search_ms = 0.0
+
+        def search(vector: Vector) -> tuple[Vector, Sequence[Candidate]]:  # runs on the embedding thread
+            nonlocal search_ms
+            started = perf_counter()
+            candidates = self._index.search(partition, vector, ruling.neighbours)
+            search_ms = (perf_counter() - started) * 1000
+            return vector, candidates
+
+        try:
+            vector, candidates = await self._embedder.embed(question, search)
+        except TooLong:
+            return Finding(None, Reason.TOO_LONG)
+        phases_ms["search"] = search_ms
+        phases_ms["embed"] = (perf_counter() - begun) * 1000 - search_ms
+        if not candidates:
+            return Finding(None, Reason.NO_ENTRY, vector=vector)
+        begun = perf_counter()
+        match, reason = await self._verify(question, candidates, ruling)
+        phases_ms["verify"] = (perf_counter() - begun) * 1000
+        return Finding(match, reason, best_similarity=candidates[0].similarity, vector=vector)
+
+    async def _verify(
+        self, question: str, candidates: Sequence[Candidate], ruling: Ruling
+    ) -> tuple[Match | None, Reason | None]:
+        stale: Match | None = None
+        first: Reason | None = None  # why the nearest was refused
+        for candidate in candidates:
+            if not is_near_enough(candidate, ruling):
+                first = first or Reason.BELOW_THRESHOLD
+                break
+            entry = await self._read(candidate.seq)
+            if entry is None:  # purged or damaged since the search: it was never there
+                continue
+            objection = find_objection(question, entry, ruling)
+            match = objection or self._match(entry, Tier.SEMANTIC, candidate.similarity, ruling)
+            if isinstance(match, Reason):
+                first = first or match
+            elif not match.is_stale:
+                return match, None
+            else:
+                stale = stale or match  # a fresh one a little further away is better
+        return stale, None if stale else first or Reason.NO_ENTRY
+
+    async def _read(self, seq: int) -> Entry | None:
+        return self._entries.get(seq) or await self._entries.read(seq)
+
+    def _match(self, entry: Entry, tier: Tier, similarity: float, ruling: Ruling) -> Match | Reason:
+        """The match, or why the entry is too old: for the operator (ttl, grace) or this caller (max-age, max-stale)."""
+        now = self._clock()
+        age_s = entry.age_s(now)
+        if ruling.max_age_s is not None and age_s > ruling.max_age_s:
+            return Reason.MAX_AGE
+        # A route's or caller's shorter ttl counts for older entries too; an entry from the future is stale at once.
+        left_s = min(entry.ttl_s, ruling.ttl_s) - age_s if entry.created_at <= now + CLOCK_SKEW_S else 0.0
+        grace_s = entry.grace_s if ruling.max_stale_s is None else min(entry.grace_s, ruling.max_stale_s)
+        if left_s <= 0 and left_s + grace_s <= 0:
+            return Reason.EXPIRED
+        self._entries.touch(entry.seq)
+        return Match(entry, tier, left_s, age_s, similarity)
+
+
+def _first(exact: Reason | None, later: Reason) -> Reason:
+    """The exact tier's word counts when it found something that was only too old."""
+    return exact if exact in (Reason.MAX_AGE, Reason.EXPIRED) else later

@@ -1,0 +1,186 @@
+"""RULE: what the operator and the caller allow for one request, decided before anything is looked up.
+
+The operator's route sets the limits; the caller's `Cache-Control` (RFC 9111) and `Semcache-Control` (a Structured
+Field dictionary, RFC 9651) may only make matching stricter and lifetimes shorter, never looser or longer.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import http_sf
+
+from semcache.config import Cache, Match
+from semcache.errors import ClientError
+from semcache.types import Ask, Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Directives:
+    """What the caller asked of the cache. The defaults ask for nothing."""
+
+    no_cache: bool = False
+    no_store: bool = False
+    only_if_cached: bool = False
+    max_age_s: float | None = None
+    max_stale_s: float | None = None
+    namespace: str = ""
+    similarity: float | None = None
+    exact_only: bool = False
+    ttl_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """What may be done with one request."""
+
+    skip_lookup: Reason | None  # set: no lookup at all, and why
+    exact_only: Reason | None  # set: no semantic tier, and why
+    may_serve: bool  # False: look up, then forward all the same, to compare
+    may_store: bool
+    may_coalesce: bool
+    only_if_cached: bool
+    threshold: float  # cosine
+    neighbours: int
+    guards: tuple[str, ...]
+    ttl_s: float
+    grace_s: float
+    max_age_s: float | None  # of a stored answer; None: any
+    max_stale_s: float | None  # None: the whole grace
+
+
+NOTHING_ASKED = Directives()
+
+
+def rule(ask: Ask, cache: Cache, match: Match) -> Ruling:
+    """What the operator's route allows for this request, before the caller has a say."""
+    off = match.mode == "off"
+    storable = not off and (cache.store_tools or not ask.traits.has_tools)
+    return Ruling(
+        skip_lookup=Reason.DISABLED if off else None,
+        exact_only=_exact_only(ask, match),
+        may_serve=match.mode == "serve",
+        may_store=storable,
+        may_coalesce=storable and match.mode == "serve",
+        only_if_cached=False,
+        threshold=match.threshold,
+        neighbours=match.neighbours,
+        guards=match.guards,
+        ttl_s=cache.ttl,
+        grace_s=cache.grace,
+        max_age_s=None,
+        max_stale_s=None,
+    )
+
+
+def tighten(ruling: Ruling, asked: Directives) -> Ruling:
+    """The ruling with the caller's wishes, as far as they are stricter."""
+    if asked is NOTHING_ASKED:
+        return ruling
+    fresh_only = asked.no_cache or asked.no_store
+    skip = ruling.skip_lookup or (Reason.NO_STORE if asked.no_store else Reason.NO_CACHE if asked.no_cache else None)
+    return replace(
+        ruling,
+        skip_lookup=skip,
+        exact_only=ruling.exact_only or (Reason.EXACT_ONLY if asked.exact_only else None),
+        may_store=ruling.may_store and not asked.no_store,
+        # A caller who wants a fresh answer must not get one that was under way before he asked.
+        may_coalesce=ruling.may_coalesce and not fresh_only,
+        only_if_cached=asked.only_if_cached,
+        threshold=max(ruling.threshold, asked.similarity or 0.0),
+        ttl_s=ruling.ttl_s if asked.ttl_s is None else min(ruling.ttl_s, asked.ttl_s),
+        max_age_s=asked.max_age_s,
+        max_stale_s=asked.max_stale_s,
+    )
+
+
+def _exact_only(ask: Ask, match: Match) -> Reason | None:
+    """Requests whose meaning is more than their question's text leave only the exact tier.
+
+    1. A running agent loop: the question is old, the work is in the tool results.
+    2. Tools: a near question may need another call.
+    3. Images, audio, files: equal words about another picture.
+    4. Several choices, or more temperature than the operator lets the cache hide: variety was asked for.
+    """
+    traits = ask.traits
+    if traits.has_tool_results:
+        return Reason.AGENT
+    if traits.has_tools:
+        return Reason.TOOLS
+    if traits.has_media:
+        return Reason.MEDIA
+    if traits.choices > 1 or (traits.temperature or 0.0) > match.max_temperature:
+        return Reason.SAMPLING
+    if ask.question is None or not ask.question.strip():
+        return Reason.EXACT_ONLY
+    return None
+
+
+@lru_cache(maxsize=1024)  # services send the same few header values with every request
+def read_directives(cache_control: str | None, semcache_control: str | None) -> Directives:
+    """Read both headers. Unknown Cache-Control directives are ignored as RFC 9111 section 5.2.3 asks; errors in our own
+    field are a ClientError (400), since a caller who wrote it relies on it."""
+    if cache_control is None and semcache_control is None:
+        return NOTHING_ASKED
+    standard = _read_cache_control(cache_control or "")
+    return replace(standard, **_read_semcache_control(semcache_control or ""))
+
+
+def _read_cache_control(value: str) -> Directives:
+    found: dict[str, str] = {}
+    for part in value.split(","):
+        name, _, argument = part.partition("=")
+        found[name.strip().lower()] = argument.strip().strip('"')
+    asked = Directives(
+        no_cache="no-cache" in found,
+        no_store="no-store" in found,
+        only_if_cached="only-if-cached" in found,
+        max_age_s=_delta(found["max-age"]) if "max-age" in found else None,
+        # `max-stale` without a number accepts any staleness: as much as the operator's grace.
+        max_stale_s=_delta(found["max-stale"]) if found.get("max-stale") else None,
+    )
+    return NOTHING_ASKED if asked == NOTHING_ASKED else asked
+
+
+def _delta(text: str) -> float:
+    """Seconds; what is not a number is taken as 0, the strictest reading."""
+    return float(text) if re.fullmatch(r"\d{1,10}", text) else 0.0
+
+
+_NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def _read_semcache_control(value: str) -> dict[str, Any]:
+    if not value:
+        return {}
+    try:
+        members: Any = http_sf.parse(value.encode("latin-1"), tltype="dictionary")
+    except (ValueError, UnicodeEncodeError) as exc:
+        raise _malformed("it is not a Structured Field dictionary such as `namespace=docs, similarity=0.95`") from exc
+    asked: dict[str, Any] = {}
+    for name, (item, _parameters) in members.items():
+        match name:
+            case "namespace" if _NAMESPACE.fullmatch(str(item)):
+                asked["namespace"] = str(item)
+            case "similarity" if _is_number(item) and 0 <= item <= 1:
+                asked["similarity"] = float(item)
+            case "tier" if str(item) in ("exact", "semantic"):
+                asked["exact_only"] = str(item) == "exact"
+            case "ttl" if _is_number(item) and item >= 0:
+                asked["ttl_s"] = float(item)
+            case "namespace" | "similarity" | "tier" | "ttl":
+                raise _malformed(f"the value of `{name}` is not allowed")
+            case _:
+                raise _malformed("it knows namespace, similarity (0 to 1), tier (exact or semantic) and ttl (seconds)")
+    return asked
+
+
+def _is_number(item: object) -> bool:
+    return (not isinstance(item, bool) and isinstance(item, (int, float))) or type(item).__name__ == "Decimal"
+
+
+def _malformed(why: str) -> ClientError:
+    return ClientError(f"Semcache-Control: {why}", param="Semcache-Control", code="invalid_semcache_control")

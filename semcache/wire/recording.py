@@ -1,0 +1,150 @@
+"""Every reply is a recording being played: written once by a fetch, followed by everyone who asked for the same.
+
+A recording that may be shared keeps all its frames, so whoever joins late starts at the beginning. One that has grown
+past its limit, or was never to be shared, keeps a window: frames that everybody has taken are dropped, and the fetch
+waits for the slowest follower. So memory is bounded, and before that point no slow reader slows the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+from semcache.errors import SemcacheError
+from semcache.types import Unstorable
+from semcache.wire import Frame, Reading
+
+WINDOW_BYTES = 256 * 1024  # kept per reply once it is not shared: enough to keep a fast reader busy
+
+
+class _Follower:
+    __slots__ = ("position",)
+
+    def __init__(self) -> None:
+        self.position = 0  # number of the next frame to take, counted from the beginning of the reply
+
+
+class Recording:
+    """One upstream reply. The fetch calls begin, extend, finish or fail; followers await and iterate."""
+
+    def __init__(self, limit_bytes: int, is_stream: bool) -> None:
+        """`limit_bytes` are kept for those who join later, 0 when nobody may. `is_stream`: what was asked for."""
+        self.is_stream = is_stream
+        self.status = 0
+        self.headers: Mapping[str, str] = {}
+        self.backend: str | None = None
+        self.reading: Reading | None = None
+        self.stored = False  # durable in the store
+        self.unstorable: Unstorable | None = None  # why it was not kept, once that is known
+        self.error: SemcacheError | None = None
+        self.is_joinable = limit_bytes > 0  # everything from the beginning is still here
+        self._limit_bytes = limit_bytes
+        self._frames: list[Frame] = []
+        self._dropped = 0  # frames no longer kept
+        self._held_bytes = 0
+        self._followers: list[_Follower] = []
+        self._waiting: list[asyncio.Future[None]] = []
+
+    def __repr__(self) -> str:
+        state = "finished" if self.reading else "failed" if self.error else "running"
+        return f"<Recording {self.status} {state} frames={len(self._frames)} followers={len(self._followers)}>"
+
+    @property
+    def is_over(self) -> bool:
+        return self.reading is not None or self.error is not None
+
+    # The fetch's side
+
+    def begin(self, status: int, headers: Mapping[str, str], backend: str) -> None:
+        self.status, self.headers, self.backend = status, headers, backend
+        self._wake()
+
+    async def extend(self, frames: Sequence[Frame]) -> None:
+        """Add frames; wait while an unshared recording has a window full that somebody has yet to take."""
+        for frame in frames:
+            self._frames.append(frame)
+            self._held_bytes += len(frame.raw)
+        if frames:
+            self._wake()
+        if self._held_bytes > self._limit_bytes:
+            self.is_joinable = False
+            while self._held_bytes > WINDOW_BYTES and self._drop_taken() and self._held_bytes > WINDOW_BYTES:
+                await self._change()
+
+    def finish(self, reading: Reading) -> None:
+        if not self.is_over:
+            self.reading = reading
+            self._wake()
+
+    def fail(self, error: SemcacheError) -> None:
+        """The reply will not be completed. Followers get what there is, then `error`."""
+        if not self.is_over:
+            self.error = error
+            self._wake()
+
+    # The followers' side
+
+    async def begun(self) -> None:
+        """Wait for status and headers. Raises the error if there is none to come."""
+        while not self.status:
+            if self.error is not None:
+                raise self.error
+            await self._change()
+
+    async def finished(self) -> Reading:
+        """Wait for the end, taking nothing. Raises the error of a reply that broke off."""
+        while self.reading is None:
+            if self.error is not None:
+                raise self.error
+            await self._change()
+        return self.reading
+
+    async def follow(self, include_usage: bool) -> AsyncIterator[bytes]:
+        """Yield the reply from its beginning, as it comes: all frames that are there in one piece.
+
+        Raises the error at the point where the reply broke off. A recording that is not joinable any more must not be
+        followed by anyone new.
+        """
+        follower = _Follower()
+        self._followers.append(follower)
+        try:
+            while True:
+                start = follower.position - self._dropped
+                if start < len(self._frames):
+                    frames = self._frames[start:]
+                    follower.position += len(frames)
+                    if not self.is_joinable:
+                        self._wake()  # the fetch may be waiting for us
+                    piece = b"".join([f.raw for f in frames if include_usage or not f.usage_only])
+                    if piece:
+                        yield piece
+                elif self.error is not None:
+                    raise self.error
+                elif self.reading is not None:
+                    return
+                else:
+                    await self._change()
+        finally:
+            self._followers.remove(follower)
+            self._wake()
+
+    def _drop_taken(self) -> bool:
+        """Drop frames that everybody has taken. False when nobody follows, and so all was dropped."""
+        taken = min((f.position for f in self._followers), default=self._dropped + len(self._frames)) - self._dropped
+        if taken > 0:
+            self._held_bytes -= sum(len(frame.raw) for frame in self._frames[:taken])
+            del self._frames[:taken]
+            self._dropped += taken
+        return bool(self._followers)
+
+    async def _change(self) -> None:
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        await future
+
+    def _wake(self) -> None:
+        if self._waiting:
+            waiting, self._waiting = self._waiting, []
+            for future in waiting:
+                if not future.done():
+                    future.set_result(None)

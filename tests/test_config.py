@@ -1,0 +1,104 @@
+"""The contract of the configuration: what is written is what counts, and every complaint says path, value and remedy."""
+
+import pytest
+
+from semcache.config import Config, parse
+from semcache.errors import ConfigError
+
+
+def complaint(text: str, **environ: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, environ)
+    return caught.value.message
+
+
+def test_an_empty_file_is_the_embedded_default() -> None:
+    config = parse("")
+    assert config == Config.model_validate({})
+    assert [route.models for route in config.routes] == [("*",)]
+    assert config.cache.store == "sqlite:./var/semcache.db"
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"), [("30s", 30), ("10m", 600), ("24h", 86400), ("7d", 604800), ("250ms", 0.25), ("90", 90)]
+)
+def test_durations(written: str, seconds: float) -> None:
+    assert parse(f"cache: {{ttl: {written}}}").cache.ttl == seconds
+
+
+@pytest.mark.parametrize(("written", "size"), [("512KB", 512_000), ("10MB", 10_000_000), ("4096", 4096)])
+def test_sizes(written: str, size: int) -> None:
+    assert parse(f"server: {{max_body: {written}}}").server.max_body == size
+
+
+def test_off_is_a_mode_and_no_boolean() -> None:
+    assert parse("match: {mode: off}").match.mode == "off"
+
+
+def test_a_route_inherits_what_it_does_not_name() -> None:
+    config = parse(
+        """
+        match: {threshold: 0.93, neighbours: 7}
+        cache: {ttl: 1h}
+        routes:
+          - {models: ["llama-*"], match: {threshold: 0.97}}
+          - {models: ["*"], cache: {ttl: 5m}}
+        """
+    )
+    llama, rest = config.routes
+    assert (llama.match.threshold, llama.match.neighbours, llama.cache.ttl) == (0.97, 7, 3600)
+    assert (rest.match.threshold, rest.cache.ttl) == (0.93, 300)
+
+
+def test_secrets_come_from_the_environment_and_stay_out_of_sight() -> None:
+    text = "tenants: [{name: shop, keys: ['${SHOP_KEY}', '${OTHER:-spare}']}]"
+    tenant = parse(text, {"SHOP_KEY": "sk-1"}).tenants[0]
+    assert [key.get_secret_value() for key in tenant.keys] == ["sk-1", "spare"]
+    assert "sk-1" not in repr(tenant)
+
+
+def test_an_environment_value_cannot_add_settings() -> None:
+    name = "shop, keys: [x]}], match: {threshold: 0"
+    assert parse("tenants: [{name: '${N}', keys: [k]}]", {"N": name}).tenants[0].name == name
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("match: {threshold: 1.5}", ["match.threshold", "1.5", "less than or equal to 1"]),
+        ("match: {thresold: 0.9}", ["match.thresold", "no such setting", "reference.yaml"]),
+        ("cache: {ttl: 3 weeks}", ["cache.ttl", "3 weeks", "24h"]),
+        ("match: {max_error: 0.01}", ["match.max_error", "0.01"]),
+        ("pools: {a: {backends: [{url: 'htp://a'}]}}", ["pools.a.backends[0].url", "htp://a", "http://127.0.0.1"]),
+        ("routes: [{pools: [nowhere]}]", ["routes[0].pools", "nowhere", "openai"]),
+        ("routes: [{cache: {store: 'memory:'}}]", ["routes[0].cache.store", "global"]),
+        ("match: {threshold: 0.9, threshold: 0.8}", ["YAML", "threshold"]),
+        ("- a list", ["sections"]),
+        ("tenants: [{name: shop, keys: ['${NOT_SET}']}]", ["tenants[0].keys[0]", "NOT_SET", "not set"]),
+        ("tenants: [{name: shop, keys: ['${NOT_SET:-}']}]", ["tenants[0].keys", "empty"]),
+        ("server: {port: 99999}", ["server.port", "99999"]),
+        ("match: {threshold: .nan}", ["match.threshold"]),
+    ],
+)
+def test_a_complaint_names_path_value_and_remedy(text: str, words: list[str]) -> None:
+    message = complaint(text)
+    for word in words:
+        assert word in message
+
+
+def test_a_wrong_secret_is_not_repeated_in_the_complaint() -> None:
+    assert "hunter2" not in complaint("pools: {a: {backends: [{url: 'http://a', api_key: [hunter2]}]}}")
+
+
+def test_settings_without_effect_are_named() -> None:
+    lines = "\n".join(parse("tenants: [{name: a, keys: [k], limits: {usd_per_day: 5}}]").without_effect())
+    assert "tenants[0].limits" in lines
+    assert "negation" in lines
+    assert parse("match: {guards: [numbers]}").without_effect() == []
+
+
+def test_a_missing_file_is_a_clear_error(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    from semcache.config import load
+
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+        load(tmp_path / "nowhere.yaml")

@@ -1,0 +1,92 @@
+"""A flight belongs to no client: it goes on while anybody waits, and ends when nobody does."""
+
+import asyncio
+
+from semcache.cache.flight import Flight, Flights
+
+
+class Fetch:
+    """A fetch that runs until told, and tells how it ended."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.ended = asyncio.Event()
+        self.cancelled = False
+
+    async def __call__(self, flight: Flight[str]) -> None:
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+        finally:
+            self.ended.set()
+
+
+def always(_: str) -> bool:
+    return True
+
+
+async def test_equal_requests_share_one_flight_until_it_lands() -> None:
+    flights: Flights[str] = Flights()
+    fetch = Fetch()
+    flight = flights.lead(b"k", "recording", fetch)
+    assert flights.find(b"k", always) is flight
+    assert flights.find(b"other", always) is None
+    assert flights.find(b"k", lambda _: False) is None, "too far gone to be followed from its beginning"
+    fetch.go.set()
+    await flights.drain()
+    assert flights.find(b"k", always) is None
+    assert flights.stats() == {"flights": 0, "led": 1, "joined": 1}
+
+
+async def test_a_leader_that_leaves_is_succeeded() -> None:
+    flights: Flights[str] = Flights()
+    fetch = Fetch()
+    flight = flights.lead(b"k", "recording", fetch)
+    with flight:
+        follower = flights.find(b"k", always)
+        assert follower is not None
+        follower.__enter__()
+    await asyncio.sleep(0)
+    assert not fetch.cancelled
+    fetch.go.set()
+    await flights.drain()
+
+
+async def test_a_flight_nobody_waits_for_is_cancelled_and_cannot_be_joined() -> None:
+    flights: Flights[str] = Flights()
+    fetch = Fetch()
+    flight = flights.lead(b"k", "recording", fetch)
+    await asyncio.sleep(0)
+    with flight:
+        pass
+    assert flights.find(b"k", always) is None, "a follower must not join a fetch that is being cancelled"
+    await fetch.ended.wait()
+    assert fetch.cancelled
+
+
+async def test_a_kept_flight_goes_on_alone() -> None:
+    flights: Flights[str] = Flights()
+    fetch = Fetch()
+    with flights.lead(b"k", "recording", fetch, keep=True):
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not fetch.ended.is_set()
+    fetch.go.set()
+    await flights.drain()
+    assert not fetch.cancelled
+
+
+async def test_a_successor_under_the_same_key_survives_the_landing_of_the_first() -> None:
+    flights: Flights[str] = Flights()
+    first, second = Fetch(), Fetch()
+    flights.lead(b"k", "first", first)
+    later = flights.lead(b"k", "second", second)
+    first.go.set()
+    await first.ended.wait()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert flights.find(b"k", always) is later
+    flights.cancel()
+    await flights.drain()
