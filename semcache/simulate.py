@@ -1,0 +1,324 @@
+"""A simulated model server with the wire form of a real one: for the demo, the tests and the load tests.
+
+It answers in the form of the path that is asked, at a set time to the first token and a set rate after it, counts what
+it was asked (GET /simulate/stats), and misbehaves on request. The header `X-Simulate` holds a comma-separated list:
+
+    ttft=300ms, rate=60    this request's own pace            tokens=N      an answer of N words
+    finish=length          this finish reason                 reasoning, refusal   such an answer
+    status=429             an error of this status            error-200     an error object with status 200
+    cut=17                 the connection ends after 17 bytes of body
+    error-event            an error event after three deltas  no-done       a stream without its [DONE]
+    garbage                200 and something that is not JSON
+    hang                   no byte at all                     hang=headers  headers, and then nothing
+    hang=body              three events, and then nothing
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import signal
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import orjson
+from aiohttp import web
+from multidict import CIMultiDictProxy
+
+from semcache import simulate_answers as answers
+from semcache.config import read_duration
+from semcache.errors import StartError
+
+MODELS = ("simulated-small", "simulated-large")
+EVENTS_BEFORE_FAULT = 4  # the role chunk and three deltas
+MAX_BODY_BYTES = 64 * 1024 * 1024
+_ERROR_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+
+
+class Asked(NamedTuple):
+    """One request as it arrived, for tests that look at what was sent."""
+
+    path: str
+    headers: CIMultiDictProxy[str]
+    body: bytes
+
+
+@dataclass(slots=True)
+class Counters:
+    requests: int = 0
+    active: int = 0
+    max_active: int = 0
+    cancelled: int = 0  # the caller left before its answer was whole
+    by_path: Counter[str] = field(default_factory=Counter)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "requests": self.requests,
+            "active": self.active,
+            "max_active": self.max_active,
+            "cancelled": self.cancelled,
+            "by_path": dict(self.by_path),
+        }
+
+
+class _Fault(Exception):
+    """An error answer, in the form of the path it is given on."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Simulator:
+    """One simulated server. `tokens_per_s` 0: as fast as it goes.
+
+    In a test: `async with Simulator() as backend: ... backend.url ... backend.counters.requests`.
+    """
+
+    def __init__(self, *, ttft_s: float = 0.0, tokens_per_s: float = 0.0, remember: int = 256) -> None:
+        self.ttft_s = ttft_s
+        self.tokens_per_s = tokens_per_s
+        self.counters = Counters()
+        self.asked: deque[Asked] = deque(maxlen=remember)
+        self._runner: web.ServerRunner | None = None
+        self._numbers = itertools.count(1)
+        self._address = ("", 0)
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def url(self) -> str:
+        """The base URL, with /v1."""
+        return f"http://{self._address[0]}:{self._address[1]}/v1"
+
+    async def start(self, port: int = 0, host: str = "127.0.0.1") -> None:
+        """Listen. Port 0 takes a free one. Raises StartError."""
+        # A handler is cancelled when its caller leaves: that is how a real server frees the GPU, and how we count it.
+        server = web.Server(self._handle, access_log=None, handler_cancellation=True)
+        self._runner = web.ServerRunner(server, shutdown_timeout=1.0)
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, host, port, backlog=4096).start()
+        except OSError as exc:
+            await self.close()
+            raise StartError(f"cannot listen on {host}:{port}: {exc.strerror}; choose another with --port") from exc
+        self._address = self._runner.addresses[0][:2]
+
+    async def close(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def __aenter__(self) -> Simulator:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        path = request.path.removesuffix("/")
+        if path == "/simulate/stats":
+            return web.json_response(self.counters.as_json())
+        self.counters.requests += 1
+        self.counters.by_path[path] += 1
+        self.counters.active += 1
+        self._idle.clear()
+        self.counters.max_active = max(self.counters.max_active, self.counters.active)
+        try:
+            return await self._answer(request, path)
+        except _Fault as fault:
+            return _error(path, fault)
+        except (asyncio.CancelledError, ConnectionResetError):
+            self.counters.cancelled += 1
+            raise
+        finally:
+            self.counters.active -= 1
+            if not self.counters.active:
+                self._idle.set()
+
+    async def until_idle(self) -> None:
+        """Return once no request is being answered."""
+        await self._idle.wait()
+
+    async def _answer(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
+        raw = await _read(request)
+        self.asked.append(Asked(path, request.headers, raw))
+        orders = _orders(request.headers.get("X-Simulate", ""))
+        if "status" in orders:
+            raise _Fault(int(orders["status"]), "as ordered")
+        if orders.get("hang") == "":
+            await _forever()
+        if (request.method, path) == ("GET", "/v1/models"):
+            return _json(_models())
+        if request.method != "POST" or path not in ("/v1/chat/completions", "/v1/messages", "/v1/embeddings"):
+            raise _Fault(404, f"no such path: {request.method} {path}")
+        body = _parse(raw)
+        if path == "/v1/embeddings":
+            return _json(answers.embeddings_json(body))
+        if not body.get("messages"):
+            raise _Fault(400, "messages: at least one is needed")
+        reply = answers.write_reply(body, orders, next(self._numbers), time.time())
+        is_openai = path == "/v1/chat/completions"
+        if body.get("stream") and "error-200" not in orders:
+            events = answers.openai_events(reply, body) if is_openai else answers.anthropic_events(reply)
+            return await self._stream(request, events, orders, answers.DONE if is_openai else b"")
+        await self._wait(reply.completion_tokens, orders)
+        whole = answers.openai_json(reply, body) if is_openai else answers.anthropic_json(reply)
+        if "error-200" in orders:
+            whole = orjson.dumps({"error": {"message": "as ordered", "type": "server_error", "code": None}})
+        if "garbage" in orders:
+            whole = b"<html>not what was asked for</html>"
+        if "cut" in orders or "hang" in orders:
+            return await _broken_off(request, whole, orders)
+        return _json(whole)
+
+    def _pace(self, orders: Mapping[str, str]) -> tuple[float, float]:
+        ttft_s = read_duration(orders["ttft"], "X-Simulate ttft") if "ttft" in orders else self.ttft_s
+        rate = float(orders["rate"]) if "rate" in orders else self.tokens_per_s
+        return ttft_s, 1 / rate if rate else 0.0
+
+    async def _wait(self, tokens: int, orders: Mapping[str, str]) -> None:
+        ttft_s, token_s = self._pace(orders)
+        if delay_s := ttft_s + tokens * token_s:
+            await asyncio.sleep(delay_s)
+
+    async def _stream(
+        self, request: web.BaseRequest, events: Iterable[tuple[int, bytes]], orders: Mapping[str, str], end: bytes
+    ) -> web.StreamResponse:
+        """Write events when their tokens are due. Those that are due together leave in one write."""
+        ttft_s, token_s = self._pace(orders)
+        clock = asyncio.get_running_loop().time
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+        first_at = clock() + ttft_s
+        if ttft_s:
+            await asyncio.sleep(ttft_s)
+        await response.prepare(request)
+        cut = int(orders.get("cut", -1))
+        sent, due = 0, bytearray()
+
+        async def flush() -> bool:
+            """Write what is due. False: the ordered cut was reached, and the connection is gone."""
+            nonlocal sent, due
+            out, due = bytes(due), bytearray()
+            if 0 <= cut <= sent + len(out):
+                await response.write(out[: cut - sent])
+                _hang_up(request)
+                return False
+            sent += len(out)
+            if out:
+                await response.write(out)
+            return True
+
+        for place, (tokens, event) in enumerate(events):
+            delay_s = first_at + tokens * token_s - clock() if token_s else 0.0
+            if delay_s > 0:
+                if not await flush():
+                    return response
+                await asyncio.sleep(delay_s)
+            if orders.get("hang") == "headers" or (orders.get("hang") == "body" and place == EVENTS_BEFORE_FAULT):
+                await flush()
+                await _forever()
+            if "error-event" in orders and place == EVENTS_BEFORE_FAULT:
+                due += answers.sse({"error": {"message": "as ordered", "type": "server_error", "code": None}})
+                end = b""
+                break
+            due += event
+        due += b"" if "no-done" in orders else end
+        if await flush():
+            await response.write_eof()
+        return response
+
+
+async def _read(request: web.BaseRequest) -> bytes:
+    raw = bytearray()
+    async for chunk in request.content.iter_any():
+        raw += chunk
+        if len(raw) > MAX_BODY_BYTES:
+            raise _Fault(413, "the body is too large")
+    return bytes(raw)
+
+
+def _orders(header: str) -> dict[str, str]:
+    parts = (part.strip().partition("=") for part in header.split(",") if part.strip())
+    return {name: value for name, _, value in parts}
+
+
+def _parse(raw: bytes) -> dict[str, Any]:
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as exc:
+        raise _Fault(400, "the body is not JSON") from exc
+    if not isinstance(body, dict):
+        raise _Fault(400, "the body is not a JSON object")
+    return body
+
+
+def _models() -> bytes:
+    rows = [{"id": name, "object": "model", "created": 1700000000, "owned_by": "semcache"} for name in MODELS]
+    return orjson.dumps({"object": "list", "data": rows})
+
+
+def _json(body: bytes) -> web.Response:
+    return web.Response(body=body, content_type="application/json")
+
+
+def _error(path: str, fault: _Fault) -> web.Response:
+    kind = _ERROR_TYPES.get(fault.status, "server_error" if fault.status >= 500 else "invalid_request_error")
+    body: dict[str, Any] = {"error": {"message": str(fault), "type": kind, "param": None, "code": None}}
+    if path == "/v1/messages":
+        body = {"type": "error", "error": {"type": kind, "message": str(fault)}}
+    headers = {"Retry-After": "1"} if fault.status in (429, 503, 529) else None
+    return web.Response(status=fault.status, body=orjson.dumps(body), content_type="application/json", headers=headers)
+
+
+async def _broken_off(request: web.BaseRequest, whole: bytes, orders: Mapping[str, str]) -> web.StreamResponse:
+    """Announce a whole body, and then stop early: by closing (`cut`) or by silence (`hang`)."""
+    response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": str(len(whole))})
+    await response.prepare(request)
+    if "cut" in orders:
+        await response.write(whole[: int(orders["cut"])])
+        _hang_up(request)
+        return response
+    if orders["hang"] == "body":
+        await response.write(whole[: len(whole) // 2])
+    await _forever()
+    return response
+
+
+def _hang_up(request: web.BaseRequest) -> None:
+    """End the connection where it is: what was written leaves, the last chunk or the rest of the length never does."""
+    if request.transport is not None:
+        request.transport.close()
+
+
+async def _forever() -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+def run(*, host: str, port: int, ttft_s: float, tokens_per_s: float) -> None:
+    """Serve until SIGTERM or Ctrl-C. Raises StartError."""
+    import uvloop
+
+    uvloop.run(_serve(host, port, Simulator(ttft_s=ttft_s, tokens_per_s=tokens_per_s)))
+
+
+async def _serve(host: str, port: int, simulator: Simulator) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await simulator.start(port, host)
+    print(
+        f"simulated model server: {simulator.url}  (counters: {simulator.url.removesuffix('/v1')}/simulate/stats)",
+        flush=True,
+    )
+    await stop.wait()
+    await simulator.close()
