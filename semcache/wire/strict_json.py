@@ -1,0 +1,184 @@
+"""Reading JSON so that two parsers cannot disagree about it, and writing it so that equal values give equal bytes.
+
+Whatever decides a cache key must mean to us what it means to the upstream. So what parsers are known to read in
+different ways is refused (duplicate keys, NaN, a byte order mark, lone surrogates, other encodings than UTF-8), and a
+number is kept as it was written: 1, 1.0, 1e0 and integers past 64 bits are all different and never rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from json.decoder import JSONDecoder
+from typing import Any, NoReturn
+
+import orjson
+
+from semcache.errors import ClientError
+
+MAX_DEPTH = 200  # orjson writes 254 levels; requests of real clients, tool schemas included, have under 30
+MAX_NUMBER = 256  # characters; a double has at most 25, and no parameter of an LLM is longer
+
+Tree = dict[str, Any]  # of dict, list, str, Number, bool and None
+
+
+class Number:
+    """A number as it was written. No str, so that a check for text never takes a number for one."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        if len(text) > MAX_NUMBER:
+            raise _Refused(f"a number has {len(text)} characters, more than {MAX_NUMBER}")
+        self.text = text
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Number) and other.text == self.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __repr__(self) -> str:
+        return f"Number({self.text})"
+
+
+class _Refused(ValueError):
+    """Valid for Python's json, not for us."""
+
+
+def parse(body: bytes) -> Tree:
+    """Read a request body. Raises ClientError (400) for anything but one strict JSON object."""
+    try:
+        tree = decode(body.decode("utf-8"))
+    except UnicodeDecodeError as exc:
+        raise _refusal(f"the body is not valid UTF-8 at byte {exc.start}") from exc
+    except (ValueError, RecursionError) as exc:
+        raise _refusal(_reason(exc)) from exc
+    if type(tree) is not dict:
+        raise _refusal(f"expected an object at the top level, got {kind(tree)}")
+    return tree
+
+
+def decode(text: str) -> Any:
+    """Read one strict JSON value of any kind. Raises ValueError or RecursionError."""
+    tree = _DECODER.decode(text)
+    # Brackets inside strings count here too, so this only ever sends us to the exact check without need.
+    if text.count("{") + text.count("[") > MAX_DEPTH:
+        _check_depth(tree)
+    if "\\ud" in text or "\\uD" in text:
+        _check_surrogates(tree)
+    return tree
+
+
+def canonical(tree: Any) -> bytes:
+    """Write a tree with sorted keys and without spaces: equal bytes if and only if the values are equal.
+
+    The bytes hold no raw newline. An `orjson.Fragment` in the tree is written as it is.
+    """
+    return orjson.dumps(tree, _write_number, orjson.OPT_SORT_KEYS)
+
+
+def encode(tree: Any) -> bytes:
+    """Write a tree without spaces, keys in their order."""
+    return orjson.dumps(tree, _write_number)
+
+
+def spans(text: str, start: int = 0) -> Mapping[str, tuple[int, int]]:
+    """Return where the value of each member lies in the object that begins at `start`, white space before it allowed.
+
+    For changing one member and leaving every other character as it was. A key that is doubled counts as its last.
+    Raises ValueError when there is no object.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    at = _skip(text, start)
+    if text[at : at + 1] != "{":
+        raise ValueError(f"no object at {at}")
+    at = _skip(text, at + 1)
+    while text[at : at + 1] == '"':
+        key, at = _DECODER.raw_decode(text, at)
+        at = _skip(text, at)
+        if text[at : at + 1] != ":":
+            raise ValueError(f"no colon at {at}")
+        begin = _skip(text, at + 1)
+        _, end = _DECODER.raw_decode(text, begin)
+        found[key] = (begin, end)
+        at = _skip(text, end)
+        if text[at : at + 1] != ",":
+            break
+        at = _skip(text, at + 1)
+    if text[at : at + 1] != "}":
+        raise ValueError(f"no end of the object at {at}")
+    return found
+
+
+def kind(value: object) -> str:
+    """Name what a tree holds here, for error messages."""
+    return _KINDS.get(type(value), "something else")
+
+
+def _skip(text: str, at: int) -> int:
+    while text[at : at + 1] in (" ", "\n", "\r", "\t"):
+        at += 1
+    return at
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise _Refused("a key appears twice in one object")
+    return members
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise _Refused(f"{name} is not JSON")
+
+
+_DECODER = JSONDecoder(parse_int=Number, parse_float=Number, parse_constant=_no_constant, object_pairs_hook=_once)
+
+
+def _check_depth(tree: Any) -> None:
+    """Level by level instead of by recursion, so that the answer never depends on how deep the caller's stack is."""
+    level = [tree] if type(tree) is dict or type(tree) is list else []
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for node in level
+            for child in (node.values() if type(node) is dict else node)
+            if type(child) is dict or type(child) is list
+        ]
+        if not level:
+            return
+    raise _Refused(f"nested deeper than {MAX_DEPTH} levels")
+
+
+def _check_surrogates(tree: Any) -> None:
+    """Half of a surrogate pair can only come from an escape, and has no UTF-8."""
+    try:
+        encode(tree)
+    except TypeError as exc:
+        raise _Refused("a string holds half of a surrogate pair") from exc
+
+
+def _write_number(value: object) -> orjson.Fragment:
+    if type(value) is Number:
+        return orjson.Fragment(value.text)
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def _reason(exc: Exception) -> str:
+    if isinstance(exc, RecursionError):
+        return f"nested deeper than {MAX_DEPTH} levels"
+    return str(exc)  # of the json module: what was expected and where, never the text itself
+
+
+def _refusal(reason: str) -> ClientError:
+    return ClientError(f"The request body is not the JSON this endpoint takes: {reason}.", code="invalid_json")
+
+
+_KINDS: Mapping[type, str] = {
+    dict: "an object",
+    list: "an array",
+    str: "a string",
+    Number: "a number",
+    bool: "a boolean",
+    type(None): "null",
+}
