@@ -1,0 +1,162 @@
+"""FETCH: send a request to the first backend that takes it and hand back the reply as it arrives.
+
+The rule: a request that may have arrived is not sent again. The next backend is tried only when no byte of the request
+can have left: no name, no connection, no TLS, no free connection in time. A POST that went out on a kept connection
+which turned out to be dead fails with `sent`, since the backend may have read it, begun to answer and died; only the
+caller knows whether asking twice is harmless (the SDKs retry a 502). GET, HEAD and OPTIONS may be repeated at will.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from multidict import CIMultiDict
+
+from semcache.backends.connection import READ_BYTES, Body, Exchange
+from semcache.backends.headers import forwarded_headers, returned_headers
+from semcache.backends.pool import ConnectionPool
+from semcache.backends.routing import Origin, Target
+from semcache.errors import ClientError, UpstreamError
+
+_REPEATABLE = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamRequest:
+    """A request as the client sent it: fields, path and key are made to fit each backend that is tried."""
+
+    method: str
+    path_and_query: str  # raw: nothing is unquoted
+    headers: Mapping[str, str]  # the client's own, unfiltered, repeated ones included
+    body: Body = b""  # a stream is sent chunked and read once; its errors come out of `fetch` or `chunks` as they are
+    want_recording: bool = False  # the answer will be read by us: asked for without a content coding
+    pass_key: bool = True  # send the caller's key where a backend has none of its own; see headers.py
+
+
+class Reply:
+    """A backend's answer whose head is here. Call `abort` in a `finally` when done with it: harmless after the end."""
+
+    __slots__ = ("_exchange", "backend", "headers", "status")
+
+    def __init__(self, exchange: Exchange, backend: str) -> None:
+        self.status = exchange.status
+        self.headers: CIMultiDict[str] = returned_headers([(_text(n), _text(v)) for n, v in exchange.fields])
+        self.backend = backend
+        self._exchange = exchange
+
+    @property
+    def whole(self) -> bool:
+        """The answer has ended, and its framing proves that nothing is missing.
+
+        False for one that is delimited by the end of the connection: it may be cut, and nobody can tell.
+        """
+        return self._exchange.whole
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body, once. Leaving the loop early or being cancelled closes the connection.
+
+        Raises UpstreamError (sent): 504 for silence past a deadline, 502 for a cut, a reset or bad framing.
+        What had arrived before is given first.
+        """
+        return self._exchange.chunks()
+
+    async def abort(self) -> None:
+        """Close the connection at once, so that the backend stops working, unless the whole answer has arrived."""
+        self._exchange.abort()
+
+
+class Fetcher:
+    """All connections to backends of one event loop."""
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        """`tls`: who is trusted; None for the system's certificate authorities."""
+        self._tls = tls
+        self._pools: dict[tuple[str, Origin], ConnectionPool] = {}
+        self._buffer = memoryview(bytearray(READ_BYTES))
+        self.requests = 0
+        self.failovers = 0
+
+    async def start(self) -> None:
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+            self._tls.set_alpn_protocols(["http/1.1"])
+
+    async def close(self) -> None:
+        """Cut what is still running and close every connection."""
+        for pool in self._pools.values():
+            pool.close()
+        await asyncio.sleep(0)  # the loop tells the connections of their end in its next turn
+
+    async def fetch(self, targets: Sequence[Target], request: UpstreamRequest) -> Reply:
+        """Ask the targets in turn until one takes the request; return once the head of its answer is here.
+
+        Any status is an answer, an error of the backend too. Cancelling closes the connection.
+        Raises ClientError for a request that must not be forwarded; UpstreamError of the last target that was tried.
+        """
+        error: UpstreamError | None = None
+        for number, target in enumerate(targets):
+            try:
+                return await self._attempt(target, request)
+            except UpstreamError as exc:
+                if exc.sent and not _is_repeatable(request):
+                    raise
+                self.failovers += number + 1 < len(targets)
+                error = exc
+        raise error or UpstreamError("no backend was given")
+
+    def stats(self) -> dict[str, object]:
+        pools = {f"{pool} {origin.host}:{origin.port}": held.stats() for (pool, origin), held in self._pools.items()}
+        return {"requests": self.requests, "failovers": self.failovers, "connections": pools}
+
+    async def _attempt(self, target: Target, request: UpstreamRequest) -> Reply:
+        head = _head(target, request)  # before a connection is taken: it may refuse
+        pool = self._pools.get((target.pool, target.origin)) or self._open_pool(target)
+        while True:
+            connection, used_before = await pool.acquire(target.name, target.connect_s)
+            exchange = Exchange(connection, target.name, target.first_byte_s, target.between_bytes_s)
+            self.requests += 1
+            connection.begin(exchange, request.method, head, request.body)
+            try:
+                await exchange.head()
+            except UpstreamError as exc:
+                # A kept connection that was dead says nothing about the backend. Each turn uses one up.
+                if used_before and exc.status == 502 and _is_repeatable(request):
+                    continue
+                raise
+            return Reply(exchange, target.name)
+
+    def _open_pool(self, target: Target) -> ConnectionPool:
+        assert self._tls is not None, "start() comes first"
+        pool = ConnectionPool(target.origin, target.max_connections, self._tls, self._buffer)
+        self._pools[target.pool, target.origin] = pool
+        return pool
+
+
+def _is_repeatable(request: UpstreamRequest) -> bool:
+    return request.method in _REPEATABLE and isinstance(request.body, bytes)
+
+
+def _head(target: Target, request: UpstreamRequest) -> bytes:
+    """Request line and fields, as bytes. Raises ClientError."""
+    lines = [f"{request.method} {target.path(request.path_and_query)} HTTP/1.1", f"Host: {target.host}"]
+    fields = forwarded_headers(request.headers, target, request.want_recording, pass_key=request.pass_key)
+    lines += [f"{name}: {value}" for name, value in fields]
+    if not isinstance(request.body, bytes):
+        lines.append("Transfer-Encoding: chunked")
+    elif request.body or request.method not in _REPEATABLE:
+        lines.append(f"Content-Length: {len(request.body)}")
+    head = "\r\n".join(lines)
+    # A line break inside a value would be a field of its own upstream, a blank in the path a second half of the line.
+    if head.count("\n") != len(lines) - 1 or head.count("\r") != len(lines) - 1 or lines[0].count(" ") != 2:
+        raise ClientError("the path or a header of the request holds a line break or a blank where none may be")
+    return head.encode("utf-8", "surrogateescape") + b"\r\n\r\n"  # as aiohttp's server decoded them
+
+
+def _text(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("latin-1")  # as HTTP/1.0 had it: a lone surrogate could not be sent on

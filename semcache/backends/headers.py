@@ -1,0 +1,140 @@
+"""Which header fields cross the proxy, in each direction.
+
+The rule: fields that belong to one connection stay on it, fields addressed to semcache end here, and all others pass
+in their order, known or not (RFC 9110 section 7.6). A caller can neither remove a field that carries meaning, by
+listing it in Connection, nor say who he is or where he came from in a field that only a proxy may write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from multidict import CIMultiDict
+
+from semcache.backends.routing import Target
+from semcache.errors import ClientError
+
+VIA = "semcache"
+
+_ONE_CONNECTION = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authentication-info",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+
+_ENDS_HERE = _ONE_CONNECTION | {
+    "host",  # the backend has its own
+    "content-length",  # written anew from the body that is sent
+    "expect",  # our server has answered it
+    "cache-control",  # addressed to us, as the cache nearest to the caller
+    "semcache-control",
+    "cache-status",  # a response field; from a caller it could only mislead
+    "forwarded",  # these and X-Forwarded-* say where a request came from, and a caller's word on that is worth nothing
+    "x-real-ip",
+}
+
+_KEYS = frozenset({"authorization", "x-api-key", "api-key"})
+
+# Listing one of these in Connection asks the proxy to remove what the request means: an attack, not a wish.
+_NOT_TO_BE_LISTED = _KEYS | {
+    "host",
+    "content-length",
+    "content-type",
+    "content-encoding",
+    "transfer-encoding",
+    "cookie",
+    "via",
+    "cache-control",
+    "semcache-control",
+}
+
+_KEPT_FROM_CLIENTS = _ONE_CONNECTION | {
+    "semcache-entry",  # ours to give
+    # These two speak for the origin the client talks to, and that is semcache's host, not the vendor's: passed on, they
+    # would send clients to a QUIC port we do not have, or bind the operator's host name to https.
+    "alt-svc",
+    "strict-transport-security",
+}
+
+
+def forwarded_headers(
+    headers: Mapping[str, str], target: Target, want_recording: bool, *, pass_key: bool = True
+) -> list[tuple[str, str]]:
+    """The fields to send to this backend, in order; framing and Host are left to whoever writes the request.
+
+    `want_recording`: the answer is to be read, so it must come unencoded. `pass_key`: send the caller's own key where
+    the backend has none configured; False when that key is one of ours and means nothing elsewhere.
+    Made anew for every backend that is tried, since one backend's key must not reach another.
+
+    Raises ClientError: 400 when Connection lists a field that must not go, 508 when the request has been here before.
+    """
+    own_key = target.backend.api_key.get_secret_value().strip()
+    drops_keys = bool(own_key) or not pass_key
+    listed: set[str] = set()
+    kept = []
+    for name, value in headers.items():
+        field = name.lower()
+        if field in _ENDS_HERE:
+            if field == "connection":
+                listed |= _members(value)
+        elif field.startswith("x-forwarded-"):
+            pass
+        elif field in _KEYS and drops_keys:
+            pass
+        elif field == "accept-encoding" and want_recording:
+            pass
+        else:
+            if field == "via":
+                _refuse_loop(value)
+            kept.append((name, value))
+    if listed:
+        if attacked := listed & _NOT_TO_BE_LISTED:
+            raise ClientError(f"Connection may not list {', '.join(sorted(attacked))}", code="bad_connection_header")
+        kept = [(name, value) for name, value in kept if name.lower() not in listed]
+    if want_recording:
+        kept.append(("Accept-Encoding", "identity"))
+    if own_key:
+        kept.append(
+            ("x-api-key", own_key) if target.backend.dialect == "anthropic" else ("Authorization", f"Bearer {own_key}")
+        )
+    kept.append(("Via", f"1.1 {VIA}"))
+    return kept
+
+
+def returned_headers(headers: Iterable[tuple[str, str]] | Mapping[str, str]) -> CIMultiDict[str]:
+    """The fields of an upstream's reply that go on to the client, repeated ones in their order.
+
+    Content-Length and Content-Encoding stay: they describe the bytes that are relayed, which nothing here decodes.
+    Whoever sends other bytes has to replace them.
+    """
+    fields = list(headers.items() if isinstance(headers, Mapping) else headers)
+    listed: set[str] = set()
+    for name, value in fields:
+        if name.lower() == "connection":
+            listed |= _members(value)
+    dropped = _KEPT_FROM_CLIENTS | listed if listed else _KEPT_FROM_CLIENTS
+    return CIMultiDict((name, value) for name, value in fields if name.lower() not in dropped)
+
+
+def _members(value: str) -> set[str]:
+    return {member.strip().lower() for member in value.split(",")}
+
+
+def _refuse_loop(via: str) -> None:
+    for member in via.split(","):
+        received_by = member.split()[1:2]  # "1.1 semcache (comment)"
+        if received_by and received_by[0].lower() == VIA:
+            raise ClientError(
+                "the request has passed through semcache already: a backend's URL leads back to it",
+                status=508,
+                code="loop",
+            )

@@ -1,0 +1,148 @@
+import pytest
+from multidict import CIMultiDict
+
+from semcache.backends.headers import forwarded_headers, returned_headers
+from semcache.backends.routing import Target, rank
+from semcache.config import Backend, Pool, Route
+from semcache.errors import ClientError
+
+
+def target(api_key: str = "", dialect: str = "openai") -> Target:
+    backend = Backend(url="http://h/v1", api_key=api_key, dialect=dialect)  # type: ignore[arg-type]
+    return rank(Route(), {"p": Pool(backends=(backend,))}, dialect, frozenset())[0]
+
+
+def forwarded(*fields: tuple[str, str], to: Target | None = None, recording: bool = False) -> list[tuple[str, str]]:
+    return forwarded_headers(CIMultiDict(fields), to or target(), recording)
+
+
+VIA = ("Via", "1.1 semcache")
+
+
+def test_fields_unknown_to_us_pass_in_their_order_and_number() -> None:
+    fields = [("X-B", "2"), ("OpenAI-Beta", "x"), ("X-A", "1"), ("X-B", "3"), ("Cookie", "c"), ("User-Agent", "u")]
+    assert forwarded(*fields) == [*fields, VIA]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Connection",
+        "Keep-Alive",
+        "Proxy-Connection",
+        "TE",
+        "Trailer",
+        "Transfer-Encoding",
+        "Upgrade",
+        "Proxy-Authenticate",
+        "Proxy-Authorization",
+        "Host",
+        "CONTENT-LENGTH",
+        "Expect",
+        "Cache-Control",
+        "Semcache-Control",
+        "Cache-Status",
+        "Forwarded",
+        "X-Forwarded-For",
+        "x-forwarded-host",
+        "X-Forwarded-Client-Cert",
+        "X-Real-IP",
+    ],
+)
+def test_fields_of_the_connection_and_fields_for_us_stay_here(name: str) -> None:
+    assert forwarded((name, "x"), ("Accept", "*/*")) == [("Accept", "*/*"), VIA]
+
+
+def test_fields_listed_in_any_connection_field_are_removed() -> None:
+    fields = [
+        ("X-Secret", "1"),
+        ("Connection", "close, X-Secret"),
+        ("x-other", "2"),
+        ("connection", "X-OTHER,,"),
+        ("X", "3"),
+    ]
+    assert forwarded(*fields) == [("X", "3"), VIA]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["authorization", "Content-Length", "host", "content-type", "X-API-Key", "transfer-encoding", "Via", "cookie"],
+)
+def test_listing_a_field_that_carries_meaning_is_refused(name: str) -> None:
+    with pytest.raises(ClientError, match=name.lower()) as refused:
+        forwarded(("Connection", f"keep-alive, {name}"))
+    assert refused.value.status == 400
+
+
+@pytest.mark.parametrize("via", ["1.1 semcache", "1.0 edge, 1.1 SemCache (v2)", "HTTP/1.1 semcache"])
+def test_a_request_that_has_been_here_is_a_loop(via: str) -> None:
+    with pytest.raises(ClientError) as refused:
+        forwarded(("Via", via))
+    assert refused.value.status == 508
+
+
+def test_other_proxies_via_is_kept_and_ours_comes_after() -> None:
+    assert forwarded(("Via", "1.1 edge, 1.1 semcache-like")) == [("Via", "1.1 edge, 1.1 semcache-like"), VIA]
+
+
+def test_an_answer_to_be_read_is_asked_for_unencoded() -> None:
+    assert forwarded(("Accept-Encoding", "br, gzip"), recording=True) == [("Accept-Encoding", "identity"), VIA]
+    assert forwarded(("Accept-Encoding", "br, gzip")) == [("Accept-Encoding", "br, gzip"), VIA]
+
+
+def test_the_callers_key_is_passed_where_the_backend_has_none() -> None:
+    keys = [("Authorization", "Bearer caller"), ("x-api-key", "caller")]
+    assert forwarded(*keys) == [*keys, VIA]
+
+
+def test_a_key_of_ours_never_leaves() -> None:
+    fields = CIMultiDict([("Authorization", "Bearer ours"), ("x-api-key", "ours"), ("api-key", "ours")])
+    assert forwarded_headers(fields, target(), False, pass_key=False) == [VIA]
+
+
+@pytest.mark.parametrize(
+    "dialect, own",
+    [("openai", ("Authorization", "Bearer backend-key")), ("anthropic", ("x-api-key", "backend-key"))],
+)
+def test_the_backends_key_replaces_every_key_of_the_caller(dialect: str, own: tuple[str, str]) -> None:
+    sent = forwarded(
+        ("authorization", "Bearer caller"),
+        ("X-Api-Key", "caller"),
+        ("api-key", "caller"),
+        to=target("backend-key\n", dialect),  # as read from a file
+    )
+    assert sent == [own, VIA]
+
+
+def test_an_upstreams_own_fields_reach_the_client() -> None:
+    kept = [
+        ("Content-Type", "text/event-stream"),
+        ("Content-Length", "5"),
+        ("Content-Encoding", "gzip"),
+        ("Set-Cookie", "a=1"),
+        ("Set-Cookie", "b=2"),
+        ("Cache-Status", "cdn; hit"),
+        ("x-ratelimit-remaining-tokens", "9"),
+        ("retry-after-ms", "20"),
+        ("request-id", "r"),
+        ("Server", "uvicorn"),
+    ]
+    assert list(returned_headers(kept).items()) == kept
+
+
+def test_an_upstreams_connection_fields_and_origin_claims_stay_here() -> None:
+    fields = [
+        ("Connection", "keep-alive, X-Secret"),
+        ("X-Secret", "1"),
+        ("Keep-Alive", "timeout=5"),
+        ("Transfer-Encoding", "chunked"),
+        ("Trailer", "X-Sum"),
+        ("TE", "x"),
+        ("Upgrade", "h2c"),
+        ("Proxy-Authenticate", "Basic"),
+        ("Semcache-Entry", "forged"),
+        ("Alt-Svc", 'h3=":443"'),
+        ("Strict-Transport-Security", "max-age=1; includeSubDomains"),
+        ("X-Kept", "1"),
+    ]
+    assert list(returned_headers(CIMultiDict(fields)).items()) == [("X-Kept", "1")]
