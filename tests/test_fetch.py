@@ -389,6 +389,21 @@ async def test_cancelling_closes_and_frees_the_place(fetcher: Fetcher, steps: li
 
 
 @on_both_loops
+async def test_cancelling_while_connecting_frees_the_place(fetcher: Fetcher) -> None:
+    async with ScriptedUpstream([[WaitForClose()]]) as upstream:
+        target = replace(at(upstream.port, scheme="https"), max_connections=1)
+        task = asyncio.create_task(fetcher.fetch([target], ask()))
+        while not upstream.connections:  # noqa: ASYNC110 - the script has no event for it
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await upstream.closed.wait()
+        with pytest.raises(UpstreamError, match="could not be connected to"):  # and not: no free connection
+            await fetcher.fetch([replace(target, connect_s=SHORT_S)], ask())
+
+
+@on_both_loops
 async def test_closing_the_fetcher_ends_what_is_running() -> None:
     fetcher = Fetcher()
     await fetcher.start()

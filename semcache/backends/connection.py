@@ -21,14 +21,15 @@ from semcache.errors import UpstreamError
 
 READ_BYTES = 64 * 1024  # one read from a socket
 HELD_BYTES = 64 * 1024  # of an answer nobody has taken yet; past it the socket is left unread: READ_BYTES more at most
-MAX_OVERHEAD_BYTES = 64 * 1024  # of head, chunk sizes or trailers in a row; OpenAI's heads have about 1.5 KB
+_PIECE_BYTES = 48  # the object around a piece: an answer in chunks of one byte would else weigh forty times its length
+MAX_OVERHEAD_BYTES = 64 * 1024  # of head, chunk sizes or trailers in a row; a head in use has one or two KB
 _ONE_WRITE_BYTES = 64 * 1024  # a small body leaves in one packet with its head; copying a large one would cost more
 
 Body = bytes | AsyncIterable[bytes]
 
 
-class Pool(Protocol):
-    """Whoever lends connections out."""
+class Lender(Protocol):
+    """Whoever lends connections out; in the program a ConnectionPool."""
 
     def returned(self, connection: Connection) -> None:
         """Its exchange is over, whole or not; `is_usable` tells whether another may follow."""
@@ -133,7 +134,7 @@ class Exchange:
         self._begun = True
         self._first_byte_due = math.inf
         self._pieces.append(piece)
-        self._held_bytes += len(piece)
+        self._held_bytes += len(piece) + _PIECE_BYTES
         if self._held_bytes > HELD_BYTES and not self._paused:
             self._paused = True
             self._connection.pause_reading()
@@ -208,11 +209,11 @@ class Connection(asyncio.BufferedProtocol):
 
     transport: asyncio.Transport | None = None
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, buffer: memoryview, pool: Pool) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, buffer: memoryview, lender: Lender) -> None:
         """`buffer`: where reads land. Connections of one loop may share it, as it is emptied before the next read."""
         self.loop = loop
         self._buffer = buffer
-        self._pool = pool
+        self._lender = lender
         self._parser = httptools.HttpResponseParser(self)
         self._exchange: Exchange | None = None
         self._headless = False  # a HEAD request: its answer has no body, whatever the fields say
@@ -257,7 +258,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._exchange is exchange:
             self._exchange = None
             self.close()
-            self._pool.returned(self)
+            self._lender.returned(self)
 
     def stop(self) -> None:
         """Give up whatever is going on."""
@@ -367,7 +368,7 @@ class Connection(asyncio.BufferedProtocol):
             self._timer.cancel()
         self.transport = None
         del self._parser  # it holds our methods, and so us
-        self._pool.closed(self)
+        self._lender.closed(self)
 
     # Called by the parser.
 
@@ -420,7 +421,7 @@ class Connection(asyncio.BufferedProtocol):
         # A request that is still leaving has been answered early, often with an error: the rest of it must not follow.
         if not reusable or self._sender is not None or self.transport.get_write_buffer_size():
             self.close()
-        self._pool.returned(self)
+        self._lender.returned(self)
 
     def _misread(self) -> None:
         if self._exchange is None:

@@ -17,7 +17,7 @@ from semcache.backends.routing import Origin
 from semcache.errors import UpstreamError
 
 # A server that closes an idle connection just as a request leaves turns that request into a 502, as a POST is never
-# sent twice. uvicorn, and with it vLLM, closes after 5 s; the load balancers of the vendors after a minute or more,
+# sent twice. uvicorn, and with it vLLM, closes after 5 s; load balancers, as the vendors have, usually after a minute,
 # and there a new connection costs two round trips.
 KEEPALIVE_PLAIN_S = 4.0
 KEEPALIVE_TLS_S = 45.0
