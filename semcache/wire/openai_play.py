@@ -226,6 +226,8 @@ def _stream_as_body(answer: Answer) -> Score:
                 body[key] = value
         for place, item in enumerate(chunk["choices"]):
             _add_choice(choices.setdefault(_number(item.get("index"), place), {}), item)
+    if not choices:
+        raise ValueError("no chunk with choices")
     body["object"] = "chat.completion"
     body["choices"] = [_settled_choice(index, choices[index]) for index in sorted(choices)]
     if body.get("usage", ...) is None:
