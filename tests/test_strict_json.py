@@ -124,7 +124,7 @@ def written(value: Any, random: Any) -> str:
     """Write JSON with members in any order, white space anywhere and escapes at will."""
     space = random.choice(["", " ", "\n\t", "\r\n"])
     if isinstance(value, Number):
-        return space + value.text + space
+        return f"{space}{value.text}{space}"
     if isinstance(value, dict):
         members = list(value.items())
         random.shuffle(members)

@@ -124,7 +124,7 @@ def test_no_message_can_be_written_like_the_mark(mark: str | None) -> None:
     assert ask_raw((body % forged).replace(b'"user"', b'"system"')).context != ask(USER).context
 
 
-DIFFERENT = [
+DIFFERENT: list[dict[str, Any]] = [
     {"temperature": 1},
     {"temperature": 1.0},
     {"seed": 1},
