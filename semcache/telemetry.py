@@ -1,0 +1,290 @@
+"""What the program tells about itself, read from each request's Outcome and from the parts' `stats()`.
+
+Counting a request takes a few plain additions; names, labels and text are made when somebody asks for `/metrics`.
+Names end in their unit. Labels have few values, all ours: never a key, a prompt or a user, and a model's name only from
+the ledger's bounded list.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from time import monotonic
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from semcache import __version__
+from semcache.types import Outcome, Reason, Tier, Unstorable, Verdict
+
+Stats = Mapping[str, Mapping[str, float]]  # part -> name -> figure
+
+# A hit takes 0.2 ms, an embedding 2, a search up to 50, an answer seconds.
+TIMES_MS = (0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 20, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000, 120_000)
+# Fine where thresholds are chosen, coarse where nobody would set one.
+SIMILARITIES = (0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.82, 0.84, 0.86, 0.88, *(n / 100 for n in range(90, 101)))
+
+ENDPOINTS = frozenset({"chat/completions", "completions", "responses", "embeddings", "messages", "models"})
+
+# Figures of the parts that only grow. All others are gauges: sizes, queues, what is under way.
+COUNTERS: Mapping[str, frozenset[str]] = {
+    "pipeline": frozenset({"led", "joined"}),
+    "request_log": frozenset({"lines_written", "lines_dropped", "lines_lost"}),
+}
+FAULT = "fault_"  # figures that begin so are faults by kind, of any part
+
+
+class Spent(Protocol):
+    prompt_tokens: int
+    completion_tokens: int
+    usd: float
+
+
+class Ledger(Protocol):
+    @property
+    def totals(self) -> Mapping[tuple[str, str], Spent]:
+        """By model (few) and by who produced the answer: "fetched" is billed, "replayed" and "shared" were avoided."""
+
+    def observe(self, outcome: Outcome) -> None: ...
+
+
+class Log(Protocol):
+    def write(self, outcome: Outcome, question: str | None = None) -> None: ...
+
+    def stats(self) -> Mapping[str, float]: ...
+
+
+class Histogram:
+    """Counts of values by the least bound that is not below them; the last count is of those above all bounds."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def add(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def cumulative(self, unit: float) -> list[tuple[str, float]]:
+        """Buckets as the exposition format has them. `unit`: what one of the values is in the unit shown."""
+        seen, buckets = 0, []
+        for bound, count in zip([*self.bounds, float("inf")], self.counts, strict=True):
+            seen += count
+            buckets.append(("+Inf" if bound == float("inf") else f"{bound * unit:g}", float(seen)))
+        return buckets
+
+
+class _Tally:
+    """What is counted for each verdict."""
+
+    __slots__ = ("bytes_out", "is_served", "request_ms", "ttfb_ms")
+
+    def __init__(self, verdict: Verdict) -> None:
+        self.is_served = verdict in (Verdict.HIT, Verdict.STALE)
+        self.request_ms = Histogram(TIMES_MS)
+        self.ttfb_ms = Histogram(TIMES_MS)
+        self.bytes_out = 0
+
+
+_SEMANTIC = Tier.SEMANTIC  # reaching into an enum class costs as much as a histogram's bisection
+
+
+class Telemetry(Collector):
+    """One worker's figures. `stats` is asked at each scrape; `ledger` and `log` see each request that is counted."""
+
+    def __init__(
+        self, stats: Callable[[], Stats], ledger: Ledger, log: Log, clock: Callable[[], float] = monotonic
+    ) -> None:
+        self._stats = stats
+        self._ledger = ledger
+        self._log = log
+        self._clock = clock
+        self._started = clock()
+        self._requests: dict[tuple[Verdict, Reason | None, str], int] = defaultdict(int)
+        self._by_verdict = {verdict: _Tally(verdict) for verdict in Verdict}
+        self._phase_ms: dict[str, Histogram] = defaultdict(lambda: Histogram(TIMES_MS))
+        self._served, self._rejected = Histogram(SIMILARITIES), Histogram(SIMILARITIES)
+        self._unstorable: dict[Unstorable, int] = defaultdict(int)
+        self._upstream: dict[int, int] = defaultdict(int)
+        self._errors: dict[str, int] = defaultdict(int)
+        self._stored = 0
+        self._truncated = 0
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+
+    def observe(self, outcome: Outcome, question: str | None = None) -> None:
+        """Count one finished request. On the event loop, for every request, in under 5 microseconds.
+
+        `question` is for the log, which drops it unless the operator wants prompts there.
+        """
+        endpoint = outcome.endpoint
+        self._requests[outcome.verdict, outcome.reason, endpoint if endpoint in ENDPOINTS else "other"] += 1
+        tally = self._by_verdict[outcome.verdict]
+        tally.bytes_out += outcome.bytes_out
+        if outcome.total_ms is not None:
+            tally.request_ms.add(outcome.total_ms)
+        if outcome.ttfb_ms is not None:
+            tally.ttfb_ms.add(outcome.ttfb_ms)
+        if outcome.phases_ms:
+            for phase, ms in outcome.phases_ms.items():
+                self._phase_ms[phase].add(ms)
+        self._truncated += outcome.truncated
+        if not tally.is_served or outcome.error is not None:
+            self._count_forwarding(outcome)
+        elif outcome.tier is _SEMANTIC and outcome.similarity is not None:  # of an exact hit it is 1 and tells nothing
+            self._served.add(outcome.similarity)
+        self._ledger.observe(outcome)
+        self._log.write(outcome, question)
+
+    def _count_forwarding(self, outcome: Outcome) -> None:
+        if (
+            outcome.similarity is not None and outcome.tier is None
+        ):  # clamped: a sum of negative numbers looks like a counter that was reset
+            self._rejected.add(max(0.0, outcome.similarity))
+        if outcome.fwd_status is not None:
+            self._upstream[outcome.fwd_status] += 1
+        if outcome.unstorable is not None:
+            self._unstorable[outcome.unstorable] += 1
+        if outcome.error is not None:
+            self._errors[outcome.error] += 1
+        self._stored += outcome.stored
+
+    def render(self) -> bytes:
+        """Return all figures in the Prometheus text format, version 0.0.4."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._about_requests()
+        yield from self._about_times()
+        yield from self._about_money()
+        yield from self._about_parts()
+        yield _gauge("uptime_seconds", "Since the start of this worker.", [((), self._clock() - self._started)])
+        build = {"version": __version__, "python": platform.python_version()}
+        yield _gauge("build_info", "What is running.", [(tuple(build.values()), 1)], tuple(build))
+
+    def _about_requests(self) -> Iterator[Metric]:
+        yield _counter(
+            "requests",
+            "Requests by what became of them, and why they were not answered from the store.",
+            [((verdict, reason or "", endpoint), n) for (verdict, reason, endpoint), n in self._requests.items()],
+            ("verdict", "reason", "endpoint"),
+        )
+        yield _counter("stored", "Answers kept, known when the request ended.", [((), self._stored)])
+        yield _counter(
+            "unstorable",
+            "Answers not kept, by reason.",
+            [((why,), n) for why, n in self._unstorable.items()],
+            ("reason",),
+        )
+        upstream: dict[str, int] = defaultdict(int)
+        for status, n in self._upstream.items():
+            upstream[_status_class(status)] += n
+        yield _counter(
+            "upstream_responses",
+            "Answers of backends by status; 429 apart from the other 4xx.",
+            [((status,), n) for status, n in upstream.items()],
+            ("status",),
+        )
+        yield _counter(
+            "errors", "Our own errors by class.", [((error,), n) for error, n in self._errors.items()], ("error",)
+        )
+        yield _counter(
+            "truncated", "Answers that ended early, by the upstream or by a client that left.", [((), self._truncated)]
+        )
+        yield _counter(
+            "response_bytes",
+            "Bytes of answers sent.",
+            [((verdict,), tally.bytes_out) for verdict, tally in self._by_verdict.items()],
+            ("verdict",),
+        )
+
+    def _about_times(self) -> Iterator[Metric]:
+        similarity = {"served": self._served, "rejected": self._rejected}
+        yield _histogram(
+            "similarity",
+            "Cosine of semantic hits served, and of the best candidate where none was.",
+            similarity,
+            "result",
+            unit=1,
+        )
+        by_verdict = {verdict.value: tally.request_ms for verdict, tally in self._by_verdict.items()}
+        yield _histogram("request_seconds", "From the first header to the last byte.", by_verdict, "verdict")
+        by_verdict = {verdict.value: tally.ttfb_ms for verdict, tally in self._by_verdict.items()}
+        yield _histogram(
+            "ttfb_seconds", "From the first header to the first byte of the answer.", by_verdict, "verdict"
+        )
+        yield _histogram("phase_seconds", "Of each phase of a request's life.", self._phase_ms, "phase")
+
+    def _about_money(self) -> Iterator[Metric]:
+        billed_tokens, avoided_tokens, billed_usd, avoided_usd = [], [], [], []
+        for (model, source), spent in self._ledger.totals.items():
+            kinds = (("prompt", spent.prompt_tokens), ("completion", spent.completion_tokens))
+            if source == "fetched":
+                billed_tokens += [((model, kind), n) for kind, n in kinds]
+                billed_usd.append(((model,), spent.usd))
+            else:
+                avoided_tokens += [((model, source, kind), n) for kind, n in kinds]
+                avoided_usd.append(((model, source), spent.usd))
+        labels = ("model", "source")
+        yield _counter("billed_tokens", "Tokens that a backend made for a request.", billed_tokens, ("model", "kind"))
+        yield _counter(
+            "avoided_tokens",
+            "Tokens replayed from the store, or shared from another request's fetch.",
+            avoided_tokens,
+            (*labels, "kind"),
+        )
+        yield _counter("billed_usd", "Cost of the billed tokens at list prices.", billed_usd, ("model",))
+        yield _counter("avoided_usd", "What the avoided tokens would have cost.", avoided_usd, labels)
+
+    def _about_parts(self) -> Iterator[Metric]:
+        """Every figure of every part, under the names that the parts gave them."""
+        faults = []
+        for part, figures in {**self._stats(), "request_log": self._log.stats()}.items():
+            for name, value in figures.items():
+                if name.startswith(FAULT):
+                    faults.append(((part, name.removeprefix(FAULT)), value))
+                    continue
+                family = _counter if name in COUNTERS.get(part, ()) else _gauge
+                yield family(
+                    _METRIC_NAME.sub("_", f"{part}_{name}"), f"{part}: {name.replace('_', ' ')}.", [((), value)]
+                )
+        yield _counter("faults", "Failures inside the cache, by part and kind.", faults, ("part", "kind"))
+
+
+_METRIC_NAME = re.compile(r"[^a-zA-Z0-9_]")
+
+Rows = Sequence[tuple[tuple[str, ...], float]]
+
+
+def _counter(name: str, text: str, rows: Rows, labels: Sequence[str] = ()) -> Metric:
+    family = CounterMetricFamily(f"semcache_{name}", text, labels=labels)
+    for values, n in rows:
+        family.add_metric(values, n)
+    return family
+
+
+def _gauge(name: str, text: str, rows: Rows, labels: Sequence[str] = ()) -> Metric:
+    family = GaugeMetricFamily(f"semcache_{name}", text, labels=labels)
+    for values, n in rows:
+        family.add_metric(values, n)
+    return family
+
+
+def _histogram(name: str, text: str, rows: Mapping[str, Histogram], label: str, unit: float = 0.001) -> Metric:
+    family = HistogramMetricFamily(f"semcache_{name}", text, labels=[label])
+    for value, histogram in rows.items():
+        family.add_metric([value], buckets=histogram.cumulative(unit), sum_value=histogram.total * unit)
+    return family
+
+
+def _status_class(status: int) -> str:
+    return str(status) if status == 429 else f"{status // 100}xx"
