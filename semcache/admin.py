@@ -180,7 +180,7 @@ class Admin:
             await lines.aclose()  # it may hold the store open for reading
 
     async def _import(self, request: web.Request) -> web.Response:
-        return _json({"imported": await self._store.import_lines(_lines(request))})
+        return _json({"imported": await self._store.import_lines(split_lines(_pieces(request)))})
 
 
 def read_purge(body: bytes) -> tuple[Selector, bool, bool]:
@@ -225,10 +225,7 @@ async def _whole_body(request: web.Request) -> bytes:
         raise ClientError("the body did not arrive in time", status=408) from exc
 
 
-async def _lines(request: web.Request) -> AsyncIterator[bytes]:
-    """The body in lines, each bounded, however long the whole is."""
-    held: list[bytes] = []
-    size = 0
+async def _pieces(request: web.Request) -> AsyncIterator[bytes]:
     while True:
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S):
@@ -236,15 +233,23 @@ async def _lines(request: web.Request) -> AsyncIterator[bytes]:
         except TimeoutError as exc:
             raise ClientError("the body stopped arriving", status=408) from exc
         if not piece:
-            break
+            return
+        yield piece
+
+
+async def split_lines(pieces: AsyncIterator[bytes], limit_bytes: int = MAX_LINE) -> AsyncIterator[bytes]:
+    """Give lines, newlines included, as they become whole, however long all of them are. Raises ClientError 413."""
+    held: list[bytes] = []
+    size = 0
+    async for piece in pieces:
         first, *rest = piece.split(b"\n")
         held.append(first)
         for part in rest:
             yield b"".join(held) + b"\n"
             held, size = [part], 0
         size += len(held[-1])
-        if size > MAX_LINE:
-            raise ClientError(f"a line is longer than {MAX_LINE} bytes", status=413)
+        if size > limit_bytes:
+            raise ClientError(f"a line is longer than {limit_bytes} bytes", status=413)
     if last := b"".join(held):
         yield last
 
@@ -290,5 +295,4 @@ def _error(status: int, message: str, headers: Mapping[str, str] | None = None) 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _PLAIN = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 _SILENT = logging.getLogger("semcache.admin.http")
-_SILENT.addHandler(logging.NullHandler())
-_SILENT.propagate = False
+_SILENT.disabled = True

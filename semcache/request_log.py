@@ -119,10 +119,8 @@ class RequestLog:
             self._reopen_if_rotated()
             self._write_all(b"\n" + block if self._mid_line else block)
             self.written += len(lines)
-            self._mid_line = False
         except OSError:  # disk full, pipe closed, folder gone: the next block tries again
             self.lost += len(lines)
-            self._mid_line = True
         finally:
             self._done_bytes += len(block)
 
@@ -131,6 +129,7 @@ class RequestLog:
         while view:
             try:
                 view = view[os.write(self._fd, view) :]
+                self._mid_line = len(view) > 0
             except BlockingIOError:  # stdout was made non-blocking by whoever started us
                 select.select([], [self._fd], [])
 
