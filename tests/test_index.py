@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,26 @@ def test_query_that_is_no_unit_vector_is_refused(vector: np.ndarray):
         index.search(key("unknown"), vector, 4)
 
 
+def test_what_points_away_is_no_neighbour():
+    index = Index(D, "stamp", None)
+    index.apply([added(1, vector_of(1)), added(2, -vector_of(1))])
+    assert [c.seq for c in index.search(key("p"), vector_of(1), 4)] == [1]
+
+
+def test_entry_removed_while_it_was_compared_is_not_returned():
+    index = filled(5)
+
+    class RemovedMeanwhile(Partition):
+        def search(self, vector: Vector, k: int) -> list[tuple[float, int]]:
+            found = super().search(vector, k)
+            index.apply([Change(6, removed=(3,))])
+            return found
+
+    partition = RemovedMeanwhile(key("p"), index._partitions[key("p")].view[1])
+    index._partitions[key("p")] = partition
+    assert 3 not in [c.seq for c in index.search(key("p"), vector_of(3), 5)]
+
+
 def test_entry_with_a_vector_of_another_size_stays_in_the_exact_tier():
     index = Index(D, "stamp", None)
     index.apply([added(1, vector_of(1, D + 8)), added(2, np.full(D, np.nan, np.float32)), added(3)])
@@ -192,7 +213,7 @@ def test_builder_thread_folds_what_has_grown():
 class Meanwhile(threading.Event):
     """Never set; does something the second time a build asks whether to go on: in the middle of it."""
 
-    def __init__(self, change) -> None:
+    def __init__(self, change: Callable[[], None]) -> None:
         super().__init__()
         self._change = change
         self._asked = 0
@@ -205,7 +226,8 @@ class Meanwhile(threading.Event):
 
 
 @pytest.mark.parametrize("already_in_lists", [False, True])
-def test_changes_during_a_fold_are_not_lost(already_in_lists: bool):
+@pytest.mark.parametrize("moment", ["reading", "building"])
+def test_changes_during_a_fold_are_not_lost(already_in_lists: bool, moment: str):
     register = set(range(1, 61))
     lock = threading.Lock()
     partition = Partition(b"p", Rows.empty(D))
@@ -226,12 +248,23 @@ def test_changes_during_a_fold_are_not_lost(already_in_lists: bool):
                 register.remove(seq)
                 partition.remove(seq, SMALL, register.__contains__)
 
-    partition.fold(SMALL, register.__contains__, lock, Meanwhile(change))
+    changed = iter([False])
+
+    def is_live(seq: int) -> bool:
+        if not next(changed, True):
+            change()
+        return seq in register
+
+    if moment == "reading":
+        partition.fold(SMALL, is_live, lock, threading.Event())
+    else:
+        partition.fold(SMALL, register.__contains__, lock, Meanwhile(change))
     assert partition.live == len(register)
     for number in range(1, 131):
-        found = {seq for similarity, seq in partition.search(vector_of(number), 200) if similarity > 0.05}
+        found = [seq for similarity, seq in partition.search(vector_of(number), 200) if similarity > 0.05]
         wanted = {seq for seq in register if vector_of(seq) @ vector_of(number) > 0.06}
-        assert wanted <= found <= register
+        assert wanted <= set(found) <= register
+        assert len(found) == len(set(found))
 
 
 def test_abandoned_fold_leaves_the_partition_as_it_was():

@@ -13,6 +13,7 @@ import pytest
 from semcache.cache.blocks import MAGIC, BlockWriter, Damaged, partial_path, read_blocks
 from semcache.cache.index import FILE_NAME, Index
 from semcache.cache.partition import Shape
+from semcache.cache.snapshot import Head, write_snapshot
 from semcache.errors import CacheFault
 from semcache.types import Change, Posting, Vector
 
@@ -67,6 +68,25 @@ def test_loaded_index_answers_as_the_saved_one(index: Index, tmp_path: Path):
     assert_same(index, again)
     changes = [added(71), Change(72, removed=(10, 53, 61, 71))]
     index.apply(changes)
+    again.apply(changes)
+    assert_same(index, again)
+
+
+def test_changes_during_a_save_leave_a_snapshot_that_can_be_followed_on(index: Index, tmp_path: Path):
+    changes = [added(71), added(72, "new"), Change(73, removed=(5, 54, 61))]
+    waiting = iter([changes])
+
+    def exact_of(seq: int) -> bytes | None:
+        index.apply(next(waiting, []))
+        return index._exact_of.get(seq)
+
+    head = Head("store", "stamp", D, index.position)
+    seqs, partitions = list(index._exact_of), list(index._partitions.values())
+    write_snapshot(tmp_path / FILE_NAME, head, seqs, exact_of, partitions, index._exact_of.__contains__)
+    again = an_index(tmp_path)
+    assert again.load_snapshot("store", 73, 0)
+    assert again.position == 70
+    assert all(c.seq <= 70 for c in again.search(key("p"), vector_of(71), 50))
     again.apply(changes)
     assert_same(index, again)
 

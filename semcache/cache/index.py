@@ -131,7 +131,7 @@ class Index:
         exact = self._exact_of.pop(seq, None)  # first: from here on no search returns it
         if exact is None:
             return
-        if self._exact.get(exact) == seq:
+        if exact != _SUPERSEDED:  # else the exact key is a newer entry's
             del self._exact[exact]
         name = self._partition_of.pop(seq, None)
         if name is not None:
