@@ -1,0 +1,344 @@
+"""The write side of the store: what one thread does with the one connection that writes.
+
+Every change is a transaction that first reads what other processes have written, then takes the next numbers, and once
+it is durable hands all of it, in order, to whoever follows. A put is therefore checked against every purge there is,
+in this process or another, at the moment that decides.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from semcache.cache import store_log as log_sql
+from semcache.cache.entry_codec import EntryCodec
+from semcache.cache.store_file import Database
+from semcache.cache.store_log import Purge, Standing
+from semcache.cache.store_reserve import Reserve
+from semcache.errors import StoreFault
+from semcache.types import Change, Entry, Posting, Selector
+
+log = logging.getLogger(__name__)
+
+Apply = Callable[[Sequence[Change]], None]
+
+CATCH_UP_CHANGES = 4096  # to a step: some 10 ms, so that others get their turn
+REMOVE_AT_ONCE = 500  # rows to a transaction: some 20 ms, so that puts get their turn
+KEEP_TOMBSTONES = 100_000  # a follower further behind than this rebuilds; 20 bytes each
+KEEP_PURGES = 10_000  # an entry whose flight began before the oldest of these is refused
+RESERVE_BYTES = 8 * 2**20  # two transactions that delete REMOVE_AT_ONCE rows spread over the whole file
+ERASE_BUSY_S = 10.0  # how long an erase waits for readers of other processes to let go of the log
+
+
+@dataclass(slots=True)
+class Put:
+    """An entry to be kept. `since_seq`: the newest change known when its answer was asked for."""
+
+    entry: Entry
+    since_seq: int
+    only_if_newer: bool = False  # than the entry that has this key now: for imports
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What became of a put that did not fail."""
+
+    seq: int | None  # None: purged in the meantime, or not newer
+    entry: Entry | None = None  # with its number; None when it was replaced within the same transaction
+
+
+class Ledger:
+    """`last_seq` may be read from any thread; everything else belongs to the thread that writes."""
+
+    def __init__(
+        self,
+        database: Database,
+        codec: EntryCodec,
+        *,
+        on_removed: Callable[[list[int]], None],
+        on_erase: Callable[[], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        """`on_removed` gets the numbers of entries that are gone, `on_erase` hears of another process's erase, and
+        `on_lost` that the file was taken away. All are called on the writing thread.
+        """
+        self._database = database
+        self._db = database.connection
+        self._codec = codec
+        self._on_removed = on_removed
+        self._on_erase = on_erase
+        self._on_lost = on_lost
+        self._reserve = Reserve(database.path, RESERVE_BYTES)
+        self._reserve.fill()
+        self._apply: Apply | None = None
+        self._embedder: str | None = None
+        self.lost = False
+        self.disk_full = False
+        self.commits = 0
+        self.foreign_changes = 0
+        self.apply_faults = 0
+        self._erased_elsewhere = False
+        with self._snapshot():
+            self._version = self._data_version()
+            self.last_seq = log_sql.newest_seq(self._db)
+            self.floor_seq = log_sql.get_meta(self._db, "floor")
+            self._purge_floor = log_sql.get_meta(self._db, "purge_floor")
+            self._purges = log_sql.purges_kept(self._db)
+            self.entries = log_sql.count_entries(self._db)  # an estimate once other processes write, too
+        self._next = self.last_seq
+
+    def put(self, puts: Sequence[Put]) -> list[Kept | StoreFault]:
+        """Keep all of them in one transaction; what is wrong with one is its own outcome. Raises StoreFault."""
+        outcomes: list[Kept | StoreFault] = []
+        rows, lives, tombstones, replaced = [], [], [], set()
+        with self._transaction() as changes:
+            standing = log_sql.standing_of(self._db, [put.entry.key.exact for put in puts])
+            for put in puts:
+                entry = put.entry
+                older = standing.get(entry.key.exact)
+                if self._is_purged(put) or (put.only_if_newer and older and older.created_at >= entry.created_at):
+                    outcomes.append(Kept(None))
+                    continue
+                seq = self._next + 1
+                try:
+                    row = self._codec.to_row(entry, seq)
+                except (ValueError, TypeError, OverflowError) as exc:
+                    outcomes.append(StoreFault(f"the entry cannot be written: {type(exc).__name__}"))
+                    continue
+                self._next = seq
+                rows.append(row)
+                lives.append((seq, entry.created_at, entry.ttl_s + entry.grace_s, entry.created_at))
+                if older:
+                    replaced.add(older.seq)
+                    tombstones.append((seq, [older.seq]))
+                standing[entry.key.exact] = Standing(seq, entry.created_at)
+                changes.append(Change(seq, self._posting(entry, seq), (older.seq,) if older else ()))
+                outcomes.append(Kept(seq, replace(entry, seq=seq)))
+            log_sql.insert_entries(self._db, rows, lives)
+            log_sql.insert_tombstones(self._db, tombstones)
+            if replaced:
+                log_sql.delete_entries(self._db, sorted(replaced))
+        return [Kept(o.seq) if isinstance(o, Kept) and o.seq in replaced else o for o in outcomes]
+
+    def remove(self, seqs: Sequence[int]) -> int:
+        """Delete at most REMOVE_AT_ONCE entries; return how many there were. Raises StoreFault."""
+        return self._even_if_full(lambda: self._remove(seqs))
+
+    def _remove(self, seqs: Sequence[int]) -> int:
+        with self._transaction() as changes:
+            found = log_sql.delete_entries(self._db, seqs)
+            if found:
+                self._next += 1
+                log_sql.insert_tombstones(self._db, [(self._next, found)])
+                changes.append(Change(self._next, None, tuple(found)))
+        return len(found)
+
+    def record_purge(self, selector: Selector, *, erase: bool) -> int:
+        """From here on, no entry that the selector takes is kept unless its flight began later. Return the number."""
+        return self._even_if_full(lambda: self._record_purge(selector, erase=erase))
+
+    def _record_purge(self, selector: Selector, *, erase: bool) -> int:
+        with self._transaction() as changes:
+            self._next += 1
+            purge = Purge.of(selector, self._next, erase=erase, codec=self._codec)
+            log_sql.insert_purge(self._db, purge)
+            changes.append(Change(purge.seq))
+        self._purges.append(purge)
+        return purge.seq
+
+    def mark_used(self, seqs: Sequence[int], used_at: float) -> None:
+        with self._transaction():
+            log_sql.mark_used(self._db, seqs, used_at)
+
+    def recount(self) -> int:
+        """Count the entries; between two counts `entries` is kept up from the changes. Raises StoreFault."""
+        with self._faults():
+            self.entries = log_sql.count_entries(self._db)
+        return self.entries
+
+    def compact(self) -> None:
+        """Forget tombstones and purges that nobody can need any more. Raises StoreFault."""
+        with self._transaction():
+            floor = max(self.floor_seq, log_sql.forget(self._db, "tombstones", KEEP_TOMBSTONES))
+            purge_floor = max(self._purge_floor, log_sql.forget(self._db, "purges", KEEP_PURGES))
+            log_sql.set_meta(self._db, "floor", floor)
+            log_sql.set_meta(self._db, "purge_floor", purge_floor)
+        self.floor_seq, self._purge_floor = floor, purge_floor
+        self._purges = [purge for purge in self._purges if purge.seq > purge_floor]
+
+    def erase(self) -> None:
+        """Leave no copy of what was deleted in any file of the database. Raises StoreFault when one may be left.
+
+        Measured over 6 x 6,000 rows of mixed sizes: without secure_delete nearly every copy stays; with it, and the log
+        cut, one or two still did, in pages that b-tree balancing had moved cells out of. Only VACUUM leaves none.
+        """
+        self._db.execute(f"PRAGMA busy_timeout={int(ERASE_BUSY_S * 1000)}")
+        try:
+            self._cut_log()
+            self._db.execute("VACUUM")
+            self._cut_log()
+            self._database.forget_moved_aside()
+        except (sqlite3.Error, OSError) as exc:
+            raise StoreFault(f"deleted, but copies may be left in the store's files: {exc}; erase again") from exc
+        finally:
+            self._db.execute(f"PRAGMA busy_timeout={int(self._database.busy_s * 1000)}")
+
+    def make_room(self) -> None:
+        """After a full disk and an eviction: give the log's space back and fill the reserve. Raises StoreFault."""
+        with self._faults():
+            self._cut_log()
+        self.disk_full = not self._reserve.fill()
+
+    def _even_if_full(self, write: Callable[[], int]) -> int:
+        """Deleting needs room, too: on a full disk the reserve gives it."""
+        try:
+            return write()
+        except StoreFault:
+            if not (self.disk_full and self._reserve.release()):
+                raise
+            return write()
+
+    def poll(self) -> None:
+        """Hand on what other processes have written. Raises StoreFault."""
+        self._check_in_place()
+        with self._faults():
+            if self._data_version() == self._version:
+                return
+            with self._snapshot():
+                foreign = self._read_foreign()
+            self._deliver(foreign)
+
+    def follow(self, after: int, known_floor: int, apply: Apply, embedder: str) -> None:
+        """Hand on the changes from `after` to now, and then each one as it is committed. Raises StoreFault."""
+        with self._faults():
+            missed: list[Change] = []
+            with self._snapshot():
+                foreign = self._read_foreign()
+                while True:
+                    batch = log_sql.changes_after(self._db, after, known_floor, embedder, CATCH_UP_CHANGES)
+                    missed += batch.changes
+                    if not batch.more:
+                        break
+                    after, known_floor = batch.position, max(known_floor, batch.floor)
+            self._deliver(foreign)  # to the follower until now
+            self._apply, self._embedder = apply, embedder
+            if missed:
+                apply(missed)
+
+    def _is_purged(self, put: Put) -> bool:
+        newest = self._purges[-1].seq if self._purges else 0
+        if put.since_seq >= newest:  # nearly always
+            return False
+        if put.since_seq < self._purge_floor:
+            return True
+        return any(p.seq > put.since_seq and p.takes(put.entry, self._codec) for p in self._purges)
+
+    def _posting(self, entry: Entry, seq: int) -> Posting:
+        ours = entry.embedder == self._embedder and entry.vector is not None
+        return Posting(seq, entry.key.exact, entry.key.partition if ours else None, entry.vector if ours else None)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[list[Change]]:
+        """Yields the list that this transaction's changes go into; they are handed on once they are durable."""
+        self._check_in_place()
+        if self._database.read_only:
+            raise StoreFault("the store cannot be written: it is read-only")
+        foreign: list[Change] = []
+        changes: list[Change] = []
+        with self._faults():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                foreign = self._read_foreign()
+                yield changes
+                self._db.execute("COMMIT")
+                self.commits += 1
+            except BaseException:
+                changes.clear()
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+            finally:
+                self._deliver(foreign + changes)  # what others wrote counts, whatever became of ours
+                self._next = self.last_seq
+
+    def _read_foreign(self) -> list[Change]:
+        """Everything after `last_seq`; inside a transaction, so that nothing can come between."""
+        version = self._data_version()
+        if version == self._version:
+            return []
+        changes: list[Change] = []
+        position = self.last_seq
+        while True:
+            batch = log_sql.changes_after(self._db, position, self.floor_seq, self._embedder, CATCH_UP_CHANGES)
+            changes += batch.changes
+            self._purges += batch.purges
+            self.floor_seq = batch.floor
+            self._erased_elsewhere |= any(purge.erase for purge in batch.purges)
+            position = batch.position
+            if not batch.more:
+                break
+        self._purge_floor = log_sql.get_meta(self._db, "purge_floor")
+        self._version, self._next = version, position
+        self.foreign_changes += len(changes)
+        return changes
+
+    def _deliver(self, changes: Sequence[Change]) -> None:
+        if not changes:
+            return
+        if self._apply is not None:
+            try:
+                self._apply(changes)
+            except Exception:  # a fault of the follower must not fail the writers
+                self.apply_faults += 1
+                log.exception("store: the index failed to apply changes up to %d", changes[-1].seq)
+        removed = [seq for change in changes for seq in change.removed]
+        if removed:
+            self._on_removed(removed)
+        self.entries += sum(change.added is not None for change in changes) - len(removed)
+        self.last_seq = changes[-1].seq
+        if self._erased_elsewhere:  # only now: a snapshot of the index must not be taken before the removals are in it
+            self._erased_elsewhere = False
+            self._on_erase()
+
+    def _data_version(self) -> int:
+        """Differs from the last time when another connection has committed; our own commits do not count."""
+        (version,) = self._db.execute("PRAGMA data_version").fetchone()
+        return int(version)
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        """One consistent view over several reads."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.execute("COMMIT")
+
+    def _cut_log(self) -> None:
+        (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise sqlite3.OperationalError("another program is still reading the log")
+
+    def _check_in_place(self) -> None:
+        """A file that was deleted or replaced under us gets purges we cannot see: then nothing of it may be served."""
+        if not self.lost and not self._database.is_in_place():
+            self.lost = True
+            log.error("store: %s was deleted or replaced; it is not used until a restart", self._database.path)
+            self._on_lost()
+        if self.lost:
+            raise StoreFault("the database file was deleted or replaced; restart to open the one that is there now")
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as exc:
+            code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
+            if code == sqlite3.SQLITE_FULL:
+                self.disk_full = True
+            if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+                self._database.mark_damaged()
+            raise StoreFault(f"the store cannot be used: {exc}") from exc
