@@ -62,7 +62,10 @@ class Child:
 
     @property
     def _name(self) -> str:
-        return " ".join(self.command).replace(f"{sys.executable} -m ", "")
+        """The program and its command, for messages: `semcache serve`."""
+        words = list(self.command)
+        words = words[words.index("-m") + 1 :] if "-m" in words else words
+        return " ".join(words[:2])
 
     def stop(self) -> None:
         """SIGTERM, and after STOP_S the end of patience."""

@@ -31,7 +31,7 @@ MODEL = "all-MiniLM-L6-v2"
 
 def run(*, leave: bool, port: int, console: Console | None = None) -> int:
     """Play the demo; return the exit status. `leave`: stop after the summary. Raises StartError."""
-    console = console or Console()
+    console = console or Console(width=None if sys.stdout.isatty() else 110)
     try:
         with children.ended_by_signals(), tempfile.TemporaryDirectory(prefix="semcache-demo-") as folder:
             return _play(Path(folder), leave, port, console)

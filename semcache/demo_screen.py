@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -37,7 +38,7 @@ class Lines:
         similarity = f"{reply.seen.similarity:.3f}" if reply.seen.similarity else "     "
         wrong = f"  FALSE: answer to {reply.answered_for!r}" if reply.is_false else ""
         self._console.print(
-            f"{len(tally.replies):4} {_verdict_text(reply.seen):18} {similarity} {reply.total_ms:8.1f} ms  "
+            f"{len(tally.replies):4} {_verdict_text(reply.seen):21} {similarity} {reply.total_ms:8.1f} ms  "
             f"{reply.question.text}{wrong}",
             markup=False,
             highlight=False,
@@ -68,7 +69,7 @@ class LiveTable:
             (str(len(tally.false_hits)), "bold red" if tally.false_hits else ""),
         )
         table = Table(box=None, padding=(0, 1), expand=True, header_style="dim")
-        table.add_column("verdict", width=18)
+        table.add_column("verdict", width=21)
         table.add_column("cosine", width=6, justify="right")
         table.add_column("latency", width=10, justify="right")
         table.add_column("", width=6)
@@ -81,7 +82,8 @@ class LiveTable:
                 Text(_verdict_text(reply.seen), style), similarity, f"{reply.total_ms:.1f} ms", Text(kind, "dim"),
                 Text(reply.question.text),
             )  # fmt: skip
-        return Group(heading, ProgressBar(tally.expected, done, width=None), table)
+        bar = Padding(ProgressBar(tally.expected, done))  # a bar alone does not end its line
+        return Group(heading, bar, table)
 
 
 def _verdict_text(seen: Seen) -> str:
