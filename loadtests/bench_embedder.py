@@ -1,7 +1,7 @@
 """What embedding costs: the bare model, the model behind `Embedder`, and whether 8 bits decide as 32 do.
 
     python -m loadtests.bench_embedder
-    python -m loadtests.bench_embedder --agreement FOLDER    # with pairs_*.jsonl.gz: {"a", "b", "same"} a line
+    python -m loadtests.bench_embedder --agreement FOLDER    # pairs_*.jsonl.gz of {"a", "b", "duplicate": 0 | 1}
 
 Every figure is the best of several rounds, so that other work on the machine disturbs least; ratios are of one run.
 """
@@ -186,14 +186,14 @@ async def bench_embedder(prepared: model.PreparedModel) -> None:
     console.print(table)
 
 
-def read_pairs(folder: Path, limit: int) -> dict[str, list[tuple[str, str]]]:
-    pairs: dict[str, list[tuple[str, str]]] = {}
+def read_pairs(folder: Path, limit: int) -> dict[str, list[tuple[str, str, bool]]]:
+    pairs: dict[str, list[tuple[str, str, bool]]] = {}
     for file in sorted(folder.glob("pairs_*.jsonl.gz")):
         with gzip.open(file, "rt", encoding="utf-8") as lines:
             rows = [json.loads(line) for line in lines]
         random.Random(7).shuffle(rows)
         name = file.name.removeprefix("pairs_").removesuffix(".jsonl.gz")
-        pairs[name] = [(row["a"], row["b"]) for row in rows[:limit]]
+        pairs[name] = [(row["a"], row["b"], bool(row["duplicate"])) for row in rows[:limit]]
     return pairs
 
 
@@ -203,7 +203,7 @@ def agreement(folder: Path, limit: int, graphs: dict[str, Path], prepared: model
 
     tokenizer = Tokenizer.from_file(str(prepared.folder / model.TOKENIZER))
     pairs = read_pairs(folder, limit)
-    texts = sorted({text for rows in pairs.values() for pair in rows for text in pair})
+    texts = sorted({text for rows in pairs.values() for pair in rows for text in pair[:2]})
     readable = {t: ids for t in texts if len(ids := tokenizer.encode(t).ids) <= prepared.manifest.window}
     console.print(f"{sum(map(len, pairs.values())):,} pairs, {len(readable):,} texts, embedding each with each graph")
     place = {text: number for number, text in enumerate(readable)}
@@ -216,13 +216,16 @@ def agreement(folder: Path, limit: int, graphs: dict[str, Path], prepared: model
         same = np.sum(vectors["fp32"] * vectors[name], axis=1)
         result["mean_cosine_to_fp32"][name] = float(same.mean())
     every: dict[str, list[Any]] = {name: [] for name in graphs}
+    labels: list[Any] = []
     for label, rows in pairs.items():
-        at = np.array([(place[a], place[b]) for a, b in rows if a in place and b in place])
+        at = np.array([(place[a], place[b], same) for a, b, same in rows if a in place and b in place])
         cosines = {name: np.sum(v[at[:, 0]] * v[at[:, 1]], axis=1) for name, v in vectors.items()}
+        labels.append(at[:, 2])
         for name in graphs:
             every[name].append(cosines[name])
-        result["sets"][label] = {name: compare(cosines["fp32"], cosines[name]) for name in others}
-    result["all"] = {name: compare(np.concatenate(every["fp32"]), np.concatenate(every[name])) for name in others}
+        result["sets"][label] = {name: compare(cosines["fp32"], cosines[name], at[:, 2]) for name in others}
+    whole = {name: np.concatenate(cosines) for name, cosines in every.items()}
+    result["all"] = {name: compare(whole["fp32"], whole[name], np.concatenate(labels)) for name in others}
     return result
 
 
@@ -237,7 +240,9 @@ def embed_all(session: Any, texts: Sequence[Sequence[int]], dimensions: int) -> 
     return vectors
 
 
-def compare(fp32: Any, other: Any) -> dict[str, Any]:
+def compare(fp32: Any, other: Any, same: Any) -> dict[str, Any]:
+    """`hits`, `wrong`: pairs at or above each threshold, and those of them that differ, by each graph."""
+    different = same == 0
     near = fp32 >= 0.75  # where thresholds lie; below, differences decide nothing
     shift = np.abs(other - fp32)[near]
     return {
@@ -245,6 +250,7 @@ def compare(fp32: Any, other: Any) -> dict[str, Any]:
         "near": int(near.sum()),
         "agree": {str(t): float(np.mean((fp32 >= t) == (other >= t))) for t in THRESHOLDS},
         "hits": {str(t): [int((fp32 >= t).sum()), int((other >= t).sum())] for t in THRESHOLDS},
+        "wrong": {str(t): [int((different & (v >= t)).sum()) for v in (fp32, other)] for t in THRESHOLDS},
         "shift": {
             "mean": float(np.mean(other[near] - fp32[near])) if near.any() else 0.0,
             **{f"p{p}": float(np.percentile(shift, p)) if near.any() else 0.0 for p in (50, 95, 99)},
@@ -271,9 +277,11 @@ def show_agreement(result: dict[str, Any]) -> None:
             table.add_row(
                 label, f"{row['pairs']:,}", *cells, f"{shift['p50']:.4f}", f"{shift['p99']:.4f}", f"{shift['max']:.3f}"
             )
-        hits = result["all"][name]["hits"]
-        table.add_row("hits, fp32", "", *(f"{hits[str(t)][0]:,}" for t in THRESHOLDS))
-        table.add_row(f"hits, {name}", "", *(f"{hits[str(t)][1]:,}" for t in THRESHOLDS))
+        whole = result["all"][name]
+        for number, graph in enumerate(("fp32", name)):
+            counts = [(whole["hits"][str(t)][number], whole["wrong"][str(t)][number]) for t in THRESHOLDS]
+            table.add_row(f"hits, {graph}", "", *(f"{hits:,}" for hits, _ in counts))
+            table.add_row("of them wrong, %", "", *(f"{100 * wrong / max(hits, 1):.1f}" for hits, wrong in counts))
         console.print(table)
 
 

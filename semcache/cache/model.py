@@ -30,6 +30,7 @@ MODEL, TOKENIZER, PROBES, MANIFEST = "model.onnx", "tokenizer.json", "probes.npy
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # the second only where there is none of the first
 
 Progress = Callable[[str], None]  # a line for each step that begins
+Export = Callable[[str, Path, str, Path, Progress], None]  # name, source, weights' digest, target folder, progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +105,16 @@ def cache_folder() -> Path:
     return base / "semcache" / "models"
 
 
-def prepare(name: str = DEFAULT, folder: Path | None = None, progress: Progress = lambda *_: None) -> PreparedModel:
-    """Return the prepared model, making it first where needed (about 20 s). Raises StartError."""
+def prepare(
+    name: str = DEFAULT,
+    folder: Path | None = None,
+    progress: Progress = lambda _: None,
+    export: Export | None = None,
+) -> PreparedModel:
+    """Return the prepared model, making it first where needed (about 20 s). Raises StartError.
+
+    `folder`: of all prepared models, the user's cache by default. `export` is given by tests.
+    """
     folder = folder or cache_folder()
     if name in PACKAGED and (ready := _find(name, folder, PACKAGED[name].sha256)):
         return ready  # named by its digest, so there is no need to read 90 MB of weights again
@@ -123,7 +132,7 @@ def prepare(name: str = DEFAULT, folder: Path | None = None, progress: Progress 
             f"{folder}: cannot be written: {exc.strerror}; set XDG_CACHE_HOME to a folder that can"
         ) from exc
     try:
-        _export(name, source, weights, work, progress)
+        (export or export_in_child)(name, source, weights, work, progress)
         work.chmod(0o755)  # a temporary folder is its maker's alone; an image is built by one user and run by another
         place = folder / _folder_name(name, weights)
         if place.exists() and not _is_whole(place):
@@ -197,7 +206,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _export(name: str, source: Path, weights: str, target: Path, progress: Progress) -> None:
+def export_in_child(name: str, source: Path, weights: str, target: Path, progress: Progress) -> None:
+    """Run cache/export.py, so that torch's memory is gone afterwards. Raises StartError with its last line."""
     if importlib.util.find_spec("sentence_transformers") is None:
         raise StartError(f"{name}: preparing needs torch; run: pip install semcache-proxy, or bring a prepared model")
     command = [sys.executable, "-m", "semcache.cache.export", str(source), str(target), "--name", name]
