@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -19,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -66,6 +68,7 @@ class Server(_Section):
     keepalive: Seconds = 75.0  # idle connections are closed after this
     send_timeout: Seconds = 60.0  # a reader that takes nothing for this long is cut
     max_connections: int = Field(default=0, ge=0)  # 0: what the open-file limit allows, less 64 kept for the store
+    request_log: str = "stdout"  # one JSON line a request: stdout, off, or a path that may be rotated away
     log_prompts: bool = False  # the request log then holds questions: personal data
 
 
@@ -121,9 +124,16 @@ class Backend(_Section):
 
     @field_validator("url")
     @classmethod
-    def _has_scheme(cls, url: str) -> str:
+    def _is_a_base_url(cls, url: str) -> str:
         if not re.match(r"https?://[^/\s]+", url):
             raise ValueError(f'"{url}" has no http(s) scheme: write for instance "http://127.0.0.1:8000/v1"')
+        parts = urlsplit(url)
+        if parts.username is not None or parts.query or parts.fragment:
+            raise ValueError('write the base URL alone, such as "http://127.0.0.1:8000/v1"; a key goes into api_key')
+        try:
+            parts.port  # noqa: B018  # read for its check: 0 to 65535
+        except ValueError as exc:
+            raise ValueError(f'"{url}" has no valid port') from exc
         return url.rstrip("/")
 
 
@@ -220,7 +230,8 @@ class Config(_Section):
     def without_effect(self) -> list[str]:
         """Settings that are accepted and do nothing yet, one line each: an operator must not rely on them."""
         lines = []
-        missing = sorted({g for route in self.routes for g in route.match.guards} - GUARDS_BUILT)
+        written = [route.match for route in self.routes if "guards" in route.match.model_fields_set]
+        missing = sorted({guard for match in written for guard in match.guards} - GUARDS_BUILT)
         if missing:
             lines.append(
                 f"match.guards: {', '.join(missing)} (built in this version: {', '.join(sorted(GUARDS_BUILT))})"
@@ -234,16 +245,28 @@ class Config(_Section):
         return lines
 
 
-def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
-    """Read and check a file. Raises ConfigError with one line per complaint."""
+def load(
+    path: Path | None, environ: Mapping[str, str] = os.environ, options: Mapping[str, Any] | None = None
+) -> Config:
+    """Read and check a file, with options of the command line over it; no file: the embedded default.
+
+    Raises ConfigError with one line per complaint.
+    """
+    if path is None:
+        return parse("", environ, "command line", options)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path}: cannot be read: {exc}") from exc
-    return parse(text, environ, name=str(path))
+    return parse(text, environ, str(path), options)
 
 
-def parse(text: str, environ: Mapping[str, str] = os.environ, name: str = "config") -> Config:
+def parse(
+    text: str,
+    environ: Mapping[str, str] = os.environ,
+    name: str = "config",
+    options: Mapping[str, Any] | None = None,
+) -> Config:
     try:
         raw = YAML(typ="safe", pure=True).load(text)
     except YAMLError as exc:
@@ -254,7 +277,7 @@ def parse(text: str, environ: Mapping[str, str] = os.environ, name: str = "confi
         raise ConfigError(
             f"{name}: the file must hold sections such as `server:` and `cache:`, not a {type(raw).__name__}"
         )
-    return build(_substitute(raw, environ, ""), name)
+    return build(_override(_substitute(raw, environ, ""), options or {}), name)
 
 
 def build(raw: Mapping[str, Any], name: str = "config") -> Config:
@@ -264,6 +287,30 @@ def build(raw: Mapping[str, Any], name: str = "config") -> Config:
     except ValidationError as exc:
         lines = [f"{name}: {_complaint(error, raw)}" for error in exc.errors(include_url=False)]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from exc
+
+
+def _override(raw: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Put options of the command line over the file: those of `server`, and upstream, store and threshold."""
+    for name, value in options.items():
+        match name:
+            case "upstream":
+                raw = {**raw, "pools": {"upstream": {"backends": [{"url": value}]}}}
+                raw["routes"] = [{**route, "pools": []} for route in raw.get("routes") or ()]
+            case "store":
+                raw = {**raw, "cache": {**(raw.get("cache") or {}), "store": value}}
+            case "threshold":
+                raw = {**raw, "match": {**(raw.get("match") or {}), "threshold": value}}
+            case _:
+                raw = {**raw, "server": {**(raw.get("server") or {}), name: value}}
+    return raw
+
+
+def read_duration(text: str, name: str) -> float:
+    """Seconds. Raises ConfigError naming the option."""
+    try:
+        return float(TypeAdapter(Seconds).validate_python(text))
+    except ValidationError as exc:
+        raise ConfigError(f"{name}: {text!r}: write a duration such as 30s, 10m or 250ms") from exc
 
 
 def _substitute(value: Any, environ: Mapping[str, str], path: str) -> Any:

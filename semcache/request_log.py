@@ -18,6 +18,7 @@ from functools import partial
 
 import orjson
 
+from semcache.config import Server
 from semcache.types import Outcome
 
 QUEUE_BYTES = 8 * 1024 * 1024  # some 15,000 lines: half a second of the fastest hits
@@ -190,3 +191,24 @@ def render_line(outcome: Outcome, time: datetime, question: str | None = None) -
 
 
 _OPTIONS = orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z
+
+
+class NoLog:
+    """The log that is switched off."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def write(self, outcome: Outcome, question: str | None = None) -> None: ...
+
+    def stats(self) -> dict[str, float]:
+        return {}
+
+
+def open_log(settings: Server) -> RequestLog | NoLog:
+    """The log that `server.request_log` names."""
+    if settings.request_log == "off":
+        return NoLog()
+    sink = 1 if settings.request_log == "stdout" else settings.request_log
+    return RequestLog(sink, settings.log_prompts, is_shared=settings.workers > 1)

@@ -1,4 +1,4 @@
-"""The contract of the configuration: what is written is what counts, and every complaint says path, value and remedy."""
+"""The contract of the configuration: what is written is what counts, and complaints say path, value, remedy."""
 
 import pytest
 
@@ -70,6 +70,8 @@ def test_an_environment_value_cannot_add_settings() -> None:
         ("cache: {ttl: 3 weeks}", ["cache.ttl", "3 weeks", "24h"]),
         ("match: {max_error: 0.01}", ["match.max_error", "0.01"]),
         ("pools: {a: {backends: [{url: 'htp://a'}]}}", ["pools.a.backends[0].url", "htp://a", "http://127.0.0.1"]),
+        ("pools: {a: {backends: [{url: 'http://h:99999/v1'}]}}", ["pools.a.backends[0].url", "valid port"]),
+        ("pools: {a: {backends: [{url: 'http://me:pw@h/v1'}]}}", ["pools.a.backends[0].url", "api_key"]),
         ("routes: [{pools: [nowhere]}]", ["routes[0].pools", "nowhere", "openai"]),
         ("routes: [{cache: {store: 'memory:'}}]", ["routes[0].cache.store", "global"]),
         ("match: {threshold: 0.9, threshold: 0.8}", ["YAML", "threshold"]),
@@ -91,9 +93,11 @@ def test_a_wrong_secret_is_not_repeated_in_the_complaint() -> None:
 
 
 def test_settings_without_effect_are_named() -> None:
-    lines = "\n".join(parse("tenants: [{name: a, keys: [k], limits: {usd_per_day: 5}}]").without_effect())
+    text = "{tenants: [{name: a, keys: [k], limits: {usd_per_day: 5}}], match: {guards: [numbers, negation]}}"
+    lines = "\n".join(parse(text).without_effect())
     assert "tenants[0].limits" in lines
     assert "negation" in lines
+    assert parse("").without_effect() == [], "what the operator did not write is no surprise"
     assert parse("match: {guards: [numbers]}").without_effect() == []
 
 

@@ -5,6 +5,14 @@ import asyncio
 from semcache.cache.flight import Flight, Flights
 
 
+class Reply:
+    """A recording, as far as a flight cares."""
+
+    def __init__(self, is_joinable: bool = True) -> None:
+        self.is_joinable = is_joinable
+        self.is_over = False
+
+
 class Fetch:
     """A fetch that runs until told, and tells how it ended."""
 
@@ -13,7 +21,7 @@ class Fetch:
         self.ended = asyncio.Event()
         self.cancelled = False
 
-    async def __call__(self, flight: Flight[str]) -> None:
+    async def __call__(self, flight: Flight[Reply]) -> None:
         try:
             await self.go.wait()
         except asyncio.CancelledError:
@@ -23,29 +31,26 @@ class Fetch:
             self.ended.set()
 
 
-def always(_: str) -> bool:
-    return True
-
-
 async def test_equal_requests_share_one_flight_until_it_lands() -> None:
-    flights: Flights[str] = Flights()
+    flights: Flights[Reply] = Flights()
     fetch = Fetch()
-    flight = flights.lead(b"k", "recording", fetch)
-    assert flights.find(b"k", always) is flight
-    assert flights.find(b"other", always) is None
-    assert flights.find(b"k", lambda _: False) is None, "too far gone to be followed from its beginning"
+    flight = flights.lead(b"k", Reply(), fetch)
+    assert flights.find(b"k") is flight
+    assert flights.find(b"other") is None
+    flight.recording.is_joinable = False
+    assert flights.find(b"k") is None, "too far gone to be followed from its beginning"
     fetch.go.set()
     await flights.drain()
-    assert flights.find(b"k", always) is None
+    assert flights.find(b"k") is None
     assert flights.stats() == {"flights": 0, "led": 1, "joined": 1}
 
 
 async def test_a_leader_that_leaves_is_succeeded() -> None:
-    flights: Flights[str] = Flights()
+    flights: Flights[Reply] = Flights()
     fetch = Fetch()
-    flight = flights.lead(b"k", "recording", fetch)
+    flight = flights.lead(b"k", Reply(), fetch)
     with flight:
-        follower = flights.find(b"k", always)
+        follower = flights.find(b"k")
         assert follower is not None
         follower.__enter__()
     await asyncio.sleep(0)
@@ -55,21 +60,34 @@ async def test_a_leader_that_leaves_is_succeeded() -> None:
 
 
 async def test_a_flight_nobody_waits_for_is_cancelled_and_cannot_be_joined() -> None:
-    flights: Flights[str] = Flights()
+    flights: Flights[Reply] = Flights()
     fetch = Fetch()
-    flight = flights.lead(b"k", "recording", fetch)
+    flight = flights.lead(b"k", Reply(), fetch)
     await asyncio.sleep(0)
     with flight:
         pass
-    assert flights.find(b"k", always) is None, "a follower must not join a fetch that is being cancelled"
+    assert flights.find(b"k") is None, "a follower must not join a fetch that is being cancelled"
     await fetch.ended.wait()
     assert fetch.cancelled
 
 
-async def test_a_kept_flight_goes_on_alone() -> None:
-    flights: Flights[str] = Flights()
+async def test_a_flight_whose_reply_has_ended_may_still_store_it() -> None:
+    flights: Flights[Reply] = Flights()
     fetch = Fetch()
-    with flights.lead(b"k", "recording", fetch, keep=True):
+    with flights.lead(b"k", Reply(), fetch) as flight:
+        await asyncio.sleep(0)
+        flight.recording.is_over = True
+    await asyncio.sleep(0)
+    assert not fetch.ended.is_set()
+    fetch.go.set()
+    await flights.drain()
+    assert not fetch.cancelled
+
+
+async def test_a_kept_flight_goes_on_alone() -> None:
+    flights: Flights[Reply] = Flights()
+    fetch = Fetch()
+    with flights.lead(b"k", Reply(), fetch, keep=True):
         await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert not fetch.ended.is_set()
@@ -79,14 +97,14 @@ async def test_a_kept_flight_goes_on_alone() -> None:
 
 
 async def test_a_successor_under_the_same_key_survives_the_landing_of_the_first() -> None:
-    flights: Flights[str] = Flights()
+    flights: Flights[Reply] = Flights()
     first, second = Fetch(), Fetch()
-    flights.lead(b"k", "first", first)
-    later = flights.lead(b"k", "second", second)
+    flights.lead(b"k", Reply(), first)
+    later = flights.lead(b"k", Reply(), second)
     first.go.set()
     await first.ended.wait()
     for _ in range(3):
         await asyncio.sleep(0)
-    assert flights.find(b"k", always) is later
+    assert flights.find(b"k") is later
     flights.cancel()
     await flights.drain()

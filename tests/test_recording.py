@@ -6,14 +6,15 @@ import pytest
 
 from semcache.errors import UpstreamError
 from semcache.types import Unstorable
-from semcache.wire import Frame, Reading
+from semcache.wire.dialect import Frame, Reading
 from semcache.wire.recording import WINDOW_BYTES, Recording
 
 END = Reading(None, Unstorable.REFUSED)
 
 
 async def collect(recording: Recording, include_usage: bool = True) -> bytes:
-    return b"".join([piece async for piece in recording.follow(include_usage)])
+    with recording.join() as follower:
+        return b"".join([piece async for piece in follower.pieces(include_usage)])
 
 
 async def test_a_late_follower_gets_everything_from_the_start() -> None:
@@ -43,7 +44,7 @@ async def test_a_reply_that_breaks_off_gives_what_there_is_and_then_the_error() 
     recording.fail(UpstreamError("cut"))
     got = []
     with pytest.raises(UpstreamError, match="cut"):
-        async for piece in recording.follow(True):
+        async for piece in recording.join().pieces(True):
             got.append(piece)
     assert got == [b"half"]
 
@@ -65,9 +66,10 @@ async def test_past_its_limit_a_recording_waits_for_the_slowest_and_stays_small(
 
     async def follow_slowly() -> None:
         nonlocal received
-        async for piece in recording.follow(True):
-            received += len(piece)
-            await taken.wait()
+        with recording.join() as follower:
+            async for piece in follower.pieces(True):
+                received += len(piece)
+                await taken.wait()
 
     async def write() -> None:
         for _ in range(64):
@@ -91,8 +93,9 @@ async def test_a_follower_who_leaves_frees_the_fetch() -> None:
     recording = Recording(limit_bytes=0, is_stream=True)
 
     async def read_one() -> None:
-        async for _ in recording.follow(True):
-            await asyncio.Event().wait()
+        with recording.join() as follower:
+            async for _ in follower.pieces(True):
+                await asyncio.Event().wait()
 
     follower = asyncio.create_task(read_one())
     await asyncio.sleep(0)

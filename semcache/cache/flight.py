@@ -9,9 +9,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-R = TypeVar("R")  # the recording that is being written
+
+class Recording(Protocol):
+    """What a fetch writes, as far as a flight cares."""
+
+    @property
+    def is_joinable(self) -> bool:
+        """It can still be followed from its beginning."""
+
+    @property
+    def is_over(self) -> bool:
+        """The reply has ended, well or not; the fetch may still be keeping it."""
+
+
+R = TypeVar("R", bound=Recording)
 
 
 class Flight(Generic[R]):
@@ -32,7 +45,7 @@ class Flight(Generic[R]):
 
     def __exit__(self, *_: object) -> None:
         self._waiting -= 1
-        if not self._waiting and not self._keep and self._task is not None:
+        if not self._waiting and not self._keep and not self.recording.is_over and self._task is not None:
             self.is_abandoned = True
             self._task.cancel()
 
@@ -46,13 +59,16 @@ class Flights(Generic[R]):
         self.led = 0
         self.joined = 0
 
-    def find(self, key: bytes, is_joinable: Callable[[R], bool]) -> Flight[R] | None:
-        """The flight that already fetches this, if one can still be followed from its beginning."""
+    def find(self, key: bytes) -> Flight[R] | None:
+        """The flight that already fetches this, if it can still be followed from its beginning."""
         flight = self._joinable.get(key)
-        if flight is None or flight.is_abandoned or not is_joinable(flight.recording):
+        if flight is None or flight.is_abandoned or not flight.recording.is_joinable:
             return None
         self.joined += 1
         return flight
+
+    def is_under_way(self, key: bytes) -> bool:
+        return key in self._joinable
 
     def lead(
         self,

@@ -99,8 +99,8 @@ class Lookup:
             vector, candidates = await self._embedder.embed(question, search)
         except TooLong:
             return Finding(None, Reason.TOO_LONG)
+        phases_ms["embed"] = (perf_counter() - begun) * 1000 - search_ms  # the wait for a free session is part of it
         phases_ms["search"] = search_ms
-        phases_ms["embed"] = (perf_counter() - begun) * 1000 - search_ms
         if not candidates:
             return Finding(None, Reason.NO_ENTRY, vector=vector)
         begun = perf_counter()

@@ -12,16 +12,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 from semcache.errors import SemcacheError
 from semcache.types import Unstorable
-from semcache.wire import Frame, Reading
+from semcache.wire.dialect import Frame, Reading
 
 WINDOW_BYTES = 256 * 1024  # kept per reply once it is not shared: enough to keep a fast reader busy
-
-
-class _Follower:
-    __slots__ = ("position",)
-
-    def __init__(self) -> None:
-        self.position = 0  # number of the next frame to take, counted from the beginning of the reply
 
 
 class Recording:
@@ -42,7 +35,7 @@ class Recording:
         self._frames: list[Frame] = []
         self._dropped = 0  # frames no longer kept
         self._held_bytes = 0
-        self._followers: list[_Follower] = []
+        self._followers: list[Follower] = []
         self._waiting: list[asyncio.Future[None]] = []
 
     def __repr__(self) -> str:
@@ -99,34 +92,22 @@ class Recording:
             await self._change()
         return self.reading
 
-    async def follow(self, include_usage: bool) -> AsyncIterator[bytes]:
-        """Yield the reply from its beginning, as it comes: all frames that are there in one piece.
-
-        Raises the error at the point where the reply broke off. A recording that is not joinable any more must not be
-        followed by anyone new.
-        """
-        follower = _Follower()
+    def join(self) -> Follower:
+        """Take a place at the beginning. Only while `is_joinable`, or for the one who leads; enter it with `with`."""
+        follower = Follower(self)
         self._followers.append(follower)
-        try:
-            while True:
-                start = follower.position - self._dropped
-                if start < len(self._frames):
-                    frames = self._frames[start:]
-                    follower.position += len(frames)
-                    if not self.is_joinable:
-                        self._wake()  # the fetch may be waiting for us
-                    piece = b"".join([f.raw for f in frames if include_usage or not f.usage_only])
-                    if piece:
-                        yield piece
-                elif self.error is not None:
-                    raise self.error
-                elif self.reading is not None:
-                    return
-                else:
-                    await self._change()
-        finally:
-            self._followers.remove(follower)
+        return follower
+
+    def _leave(self, follower: Follower) -> None:
+        self._followers.remove(follower)
+        self._wake()  # the fetch may have been waiting for this one
+
+    def _take(self, follower: Follower) -> list[Frame]:
+        frames = self._frames[follower.position - self._dropped :]
+        follower.position += len(frames)
+        if frames and not self.is_joinable:
             self._wake()
+        return frames
 
     def _drop_taken(self) -> bool:
         """Drop frames that everybody has taken. False when nobody follows, and so all was dropped."""
@@ -148,3 +129,33 @@ class Recording:
             for future in waiting:
                 if not future.done():
                     future.set_result(None)
+
+
+class Follower:
+    """One reader's place in a recording."""
+
+    __slots__ = ("_recording", "position")
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+        self.position = 0  # number of the next frame to take, counted from the beginning of the reply
+
+    def __enter__(self) -> Follower:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._recording._leave(self)
+
+    async def pieces(self, include_usage: bool) -> AsyncIterator[bytes]:
+        """Yield the reply as it comes, all that is there in one piece. Raises the error where the reply broke off."""
+        recording = self._recording
+        while True:
+            if frames := recording._take(self):
+                if piece := b"".join([f.raw for f in frames if include_usage or not f.usage_only]):
+                    yield piece
+            elif recording.error is not None:
+                raise recording.error
+            elif recording.reading is not None:
+                return
+            else:
+                await recording._change()

@@ -1,0 +1,191 @@
+"""The only place that constructs: every part is made here, started in order, and stopped in the opposite one.
+
+The listener opens first and answers 503 on /readyz: requests are forwarded while the model loads and the index catches
+up with the store, so a restart is no outage. Ready means: questions can be embedded and the index has caught up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import uvloop
+
+from semcache import wire
+from semcache.admin import Admin
+from semcache.admit import Admission
+from semcache.backends.fetch import Fetcher
+from semcache.cache import embedder as embedders
+from semcache.cache.embedder import Embedder
+from semcache.cache.index import Index
+from semcache.cache.lookup import Lookup
+from semcache.cache.store import open_store
+from semcache.cache.upkeep import Upkeep
+from semcache.config import Config
+from semcache.errors import SemcacheError
+from semcache.listener import Listener
+from semcache.pipeline import Pipeline
+from semcache.request_log import open_log
+from semcache.server import Server
+from semcache.telemetry import Telemetry
+from semcache.usage import Ledger, load_prices
+from semcache.workers import supervise
+
+log = logging.getLogger(__name__)
+
+
+class App:
+    """One worker: a data plane, its admin listener, and the cache behind both."""
+
+    def __init__(
+        self,
+        config: Config,
+        worker: int = 0,
+        embedder: Embedder | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`worker`: its number among those that share the port; 0 also looks after the store they share.
+
+        `embedder` and `clock` (unix seconds) are given by tests. Raises StartError when the model is not prepared.
+        """
+        self.config = config
+        self._worker = worker
+        self._unready = ["the index has not caught up with the store"]
+        self._following: asyncio.Task[None] | None = None
+        self.store = open_store(config.cache, clock)
+        self.embedder = embedder or embedders.build(config.embedder)
+        self.index = Index(self.embedder.dimensions, self.embedder.stamp, _snapshot_folder(config, worker))
+        self.fetcher = Fetcher()
+        self.request_log = open_log(config.server)
+        self.ledger = Ledger(load_prices())
+        self.telemetry = Telemetry(self.stats, self.ledger, self.request_log)
+        admission = Admission(config.tenants)
+        self.pipeline = Pipeline(
+            config,
+            Lookup(self.index, self.store, self.embedder, clock),
+            self.embedder,
+            self.store,
+            self.fetcher,
+            admission.replaces_keys,
+            clock,
+        )
+        self.server = Server(config, admission, self.pipeline, self.fetcher, self.telemetry, self.unready, clock)
+        self.listener = Listener(self.server.handle, config.server, _error_page)
+        self.admin = Admin(config.server, self.store, self.telemetry, self.unready, self.stats)
+        self.upkeep = Upkeep(self.store, self._save_snapshot, leads=worker == 0, clock=clock)
+        self.store.on_erase = self._forget_snapshot
+
+    def unready(self) -> Sequence[str]:
+        """What is still missing; empty when requests can be answered from the cache."""
+        return self._unready
+
+    def stats(self) -> dict[str, dict[str, float]]:
+        return {
+            "pipeline": self.pipeline.stats(),
+            "embedder": self.embedder.stats(),
+            "index": self.index.stats(),
+            "store": self.store.stats(),
+            "listener": self.listener.stats(),
+            "upkeep": self.upkeep.stats(),
+            "request_log": self.request_log.stats(),
+            "usage": self.ledger.stats(),
+        }
+
+    async def start(self) -> None:
+        """Open the ports, then load. Raises StartError with one clear line."""
+        server = self.config.server
+        share = server.workers > 1
+        await self.fetcher.start()
+        await self.store.open()
+        self.request_log.start()
+        self.port = await self.listener.start(server.host, server.port, reuse_port=share)
+        admin_port = server.admin_port + self._worker if server.admin_port else 0  # each worker has its own figures
+        self.admin_port = await self.admin.start(server.admin_host, admin_port)
+        self.index.start()
+        await self.embedder.start()
+        self._following = asyncio.create_task(self._catch_up())
+
+    async def _catch_up(self) -> None:
+        """Take the snapshot if it proves itself, then follow the store's changes, for good."""
+        store, index = self.store, self.index
+        await asyncio.to_thread(index.load_snapshot, store.id, store.last_seq, store.floor_seq)
+        await store.follow(index.position, index.apply, self.embedder.stamp)
+        self._unready = []
+        self.upkeep.start()
+
+    async def caught_up(self) -> None:
+        """Wait until ready. Raises what the start stumbled over."""
+        if self._following is not None:
+            await self._following
+
+    async def stop(self) -> None:
+        """Drain: refuse new connections, let running answers finish within `server.drain`, then close everything."""
+        self._unready = ["stopping"]
+        await self.listener.drain(self.config.server.drain)
+        self.pipeline.flights.cancel()
+        await self.pipeline.flights.drain()
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
+        await self.upkeep.stop()
+        await self.admin.stop()
+        await self.fetcher.close()
+        await self.embedder.close()
+        await asyncio.to_thread(self._save_snapshot)
+        self.index.close()
+        await self.store.close()
+        await asyncio.to_thread(self.request_log.stop)
+
+    async def _forget_snapshot(self) -> None:
+        """After an erase nothing may be left of what was erased, in the index's file neither."""
+        await asyncio.to_thread(self.index.discard_snapshot)
+
+    def _save_snapshot(self) -> None:
+        if self._worker == 0:
+            self.index.save_snapshot(self.store.id)
+
+
+def _error_page(path: str, error: SemcacheError) -> tuple[bytes, str]:
+    return wire.error_shape(path).error_body(error, ""), "application/json"
+
+
+def _snapshot_folder(config: Config, worker: int) -> Path | None:
+    """Beside the database; workers share what the first one saves."""
+    scheme, _, path = config.cache.store.partition(":")
+    return Path(f"{path}.index") if scheme == "sqlite" and path else None
+
+
+def run(config: Config) -> None:
+    """Serve until SIGTERM or SIGINT. Raises StartError."""
+    if config.server.workers > 1:
+        supervise(config.server.workers, lambda worker: _run_worker(config, worker))
+    else:
+        _run_worker(config, 0)
+
+
+def _run_worker(config: Config, worker: int) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(config, worker))
+
+
+async def _serve(config: Config, worker: int) -> None:
+    app = App(config, worker)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    await app.start()
+    print(
+        f"semcache: listening on http://{config.server.host}:{app.port}, "
+        f"metrics on http://{config.server.admin_host}:{app.admin_port}/metrics",
+        file=sys.stderr,
+        flush=True,
+    )
+    await stopping.wait()
+    print(f"semcache: stopping; running answers get up to {config.server.drain:g} s", file=sys.stderr, flush=True)
+    await app.stop()

@@ -1,0 +1,265 @@
+"""The command line. Every command says what it did, exits non-zero on failure, and says then what to do.
+
+Exit status: 0 done, 1 could not (port taken, store or model unusable), 2 a setting or an argument is wrong.
+Imports are inside the commands, so that `--help` and `check` do not wait for FAISS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+
+import click
+
+from semcache import __version__, config
+from semcache.errors import ClientError, ConfigError, SemcacheError
+
+if TYPE_CHECKING:
+    from semcache.config import Config
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+def _speaks_plainly(command: Callable[P, R]) -> Callable[P, R]:
+    """One clear line for every error that is ours, with its exit status."""
+
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except ConfigError as error:
+            _fail(error.message, 2)
+        except SemcacheError as error:
+            _fail(error.message, 2 if isinstance(error, ClientError) else 1)
+
+    return wrapped
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    click.echo(f"semcache: {message}", err=True)
+    sys.exit(status)
+
+
+def _with_config(command: Callable[..., R]) -> Callable[..., R]:
+    option = click.option("-c", "--config", "file", type=FILE, help="Configuration file; see config/reference.yaml.")
+    return option(command)
+
+
+def _examples(*lines: str) -> str:
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="semcache")
+def main() -> None:
+    """A semantic caching reverse proxy for LLM APIs: point a service's base URL at it and change nothing else."""
+
+
+@main.command(
+    epilog=_examples(
+        "semcache serve --upstream http://127.0.0.1:8000/v1",
+        "semcache serve -c config/semcache.yaml --port 9000",
+        "semcache serve --threshold 0.93 --store sqlite:/var/lib/semcache/cache.db",
+    )
+)
+@_with_config
+@click.option("--host", help="Address to listen on.")
+@click.option("--port", type=int, help="Port to listen on; 0 takes a free one.")
+@click.option("--admin-port", type=int, help="Port of metrics and admin calls; 0 takes a free one.")
+@click.option("--upstream", metavar="URL", help="Where misses go, with /v1: replaces the pools of the file.")
+@click.option("--store", metavar="URL", help="sqlite:PATH or memory:")
+@click.option("--threshold", type=float, help="Least cosine of a semantic hit, 0 to 1.")
+@click.option("--workers", type=int, help="Processes that share the port.")
+@_speaks_plainly
+def serve(file: Path | None, **options: Any) -> None:
+    """Run the proxy until SIGTERM or Ctrl-C; running streams get `server.drain` to finish."""
+    from semcache.app import run
+
+    settings = _load(file, options)
+    for line in settings.without_effect():
+        click.echo(f"semcache: no effect yet: {line}", err=True)
+    run(settings)
+
+
+@main.command(epilog=_examples("semcache check config/semcache.yaml"))
+@click.argument("file", type=FILE)
+@_speaks_plainly
+def check(file: Path) -> None:
+    """Read a configuration file and say what is wrong with it, or how requests would be routed."""
+    settings = config.load(file)
+    for number, route in enumerate(settings.routes):
+        pools = ", ".join(route.pools or settings.pools)
+        click.echo(
+            f"routes[{number}] {' '.join(route.models)} -> {pools}: {route.match.mode}, "
+            f"threshold {route.match.threshold}, ttl {route.cache.ttl:g} s, grace {route.cache.grace:g} s"
+        )
+    for line in settings.without_effect():
+        click.echo(f"no effect yet: {line}")
+    click.echo(f"{file}: ok")
+
+
+@main.command(epilog=_examples("semcache demo", "semcache demo --exit"))
+@click.option("--exit", "leave", is_flag=True, help="Stop after the summary instead of staying up.")
+@click.option("--port", type=int, default=8080, show_default=True, help="Port of the proxy.")
+@_speaks_plainly
+def demo(leave: bool, port: int) -> None:
+    """Ask a simulated backend some hundred questions through the proxy, and watch the verdicts."""
+    from semcache.demo import run
+
+    sys.exit(run(leave=leave, port=port))
+
+
+@main.command(epilog=_examples("semcache simulate --port 8000 --ttft 300ms --rate 60"))
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=int, default=8000, show_default=True, help="0 takes a free one.")
+@click.option("--ttft", default="300ms", show_default=True, help="Time to the first token.")
+@click.option("--rate", type=float, default=60, show_default=True, help="Tokens per second.")
+@_speaks_plainly
+def simulate(host: str, port: int, ttft: str, rate: float) -> None:
+    """Run a simulated model server with the wire form of a real one, for demos, tests and load tests."""
+    from semcache.simulate import run
+
+    run(host=host, port=port, ttft_s=config.read_duration(ttft, "--ttft"), tokens_per_s=rate)
+
+
+@main.group()
+def model() -> None:
+    """Embedding models."""
+
+
+@model.command(epilog=_examples("semcache model prepare all-MiniLM-L6-v2"))
+@click.argument("name", default="all-MiniLM-L6-v2")
+@_speaks_plainly
+def prepare(name: str) -> None:
+    """Check a model's weights and make its int8 ONNX file, once; serving then needs no torch."""
+    from semcache.cache.model import prepare as prepare_model
+
+    prepared = prepare_model(name, progress=click.echo)
+    click.echo(f"{name}: ready in {prepared.folder}")
+
+
+@main.command(
+    epilog=_examples(
+        "semcache purge --text 'Where is my parcel?' --dry-run",
+        "semcache purge --tenant shop --erase --yes",
+        "semcache purge --all",
+    )
+)
+@_with_config
+@click.option("--all", "everything", is_flag=True, help="Everything.")
+@click.option("--entry", metavar="ID", help="One entry, as named in Semcache-Entry.")
+@click.option("--model", metavar="GLOB", help="Answers of these models.")
+@click.option("--tenant", metavar="NAME", help="Answers of one tenant.")
+@click.option("--namespace", metavar="NAME", help="Answers in one namespace.")
+@click.option("--user", metavar="ID", help="Answers to one end user (the `user` field).")
+@click.option("--text", metavar="QUESTION", help="Answers to one question.")
+@click.option("--erase", is_flag=True, help="Leave no copy in any file either.")
+@click.option("--dry-run", is_flag=True, help="Count, and change nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_speaks_plainly
+def purge(file: Path | None, everything: bool, erase: bool, dry_run: bool, yes: bool, **fields: str | None) -> None:
+    """Remove answers: from a running server through its admin port, else from the store itself."""
+    chosen = {name: value for name, value in fields.items() if value}
+    if everything == bool(chosen):
+        raise click.UsageError(
+            "say what to purge: --all, or some of --entry --model --tenant --namespace --user --text"
+        )
+    settings = _load(file, {})
+    count = asyncio.run(_purge(settings, chosen, erase=False, dry_run=True))
+    if dry_run:
+        click.echo(f"{count} entries would be purged")
+        return
+    if not yes and not click.confirm(f"purge {count} entries?"):
+        _fail("nothing was purged", 1)
+    count = asyncio.run(_purge(settings, chosen, erase=erase, dry_run=False))
+    click.echo(f"{count} entries purged{' and erased' if erase else ''}")
+
+
+async def _purge(settings: Config, chosen: dict[str, str], *, erase: bool, dry_run: bool) -> int:
+    from semcache.types import Selector
+
+    answer = await _ask_server(
+        settings, "/purge", json.dumps({**chosen, "all": not chosen, "erase": erase, "dry_run": dry_run}).encode()
+    )
+    if answer is not None:
+        return int(json.loads(answer)["purged"])
+    return await _with_store(settings, lambda store: store.purge(Selector(**chosen), erase=erase, dry_run=dry_run))
+
+
+@main.command(epilog=_examples("semcache export backup.jsonl", "semcache export - | gzip > backup.jsonl.gz"))
+@click.argument("file", type=click.File("wb"), metavar="FILE")
+@click.option("-c", "--config", "config_file", type=FILE, help="Configuration file.")
+@_speaks_plainly
+def export(file: Any, config_file: Path | None) -> None:
+    """Write every entry, vectors included, as JSON Lines."""
+
+    async def write(store: Any) -> int:
+        count = -1  # the first line is a header
+        async for line in store.export():
+            file.write(line)
+            count += 1
+        return count
+
+    click.echo(f"{asyncio.run(_with_store(_load(config_file, {}), write))} entries exported", err=True)
+
+
+@main.command("import", epilog=_examples("semcache import backup.jsonl"))
+@click.argument("file", type=click.File("rb"), metavar="FILE")
+@click.option("-c", "--config", "config_file", type=FILE, help="Configuration file.")
+@_speaks_plainly
+def import_(file: Any, config_file: Path | None) -> None:
+    """Read entries that `semcache export` wrote. Vectors come along, so nothing is embedded again."""
+
+    async def read(store: Any) -> int:
+        async def lines() -> Any:
+            for line in file:
+                yield line
+
+        return int(await store.import_lines(lines()))
+
+    click.echo(f"{asyncio.run(_with_store(_load(config_file, {}), read))} entries imported", err=True)
+
+
+# What the commands share
+
+
+def _load(file: Path | None, options: dict[str, Any]) -> Config:
+    return config.load(file, options={name: value for name, value in options.items() if value is not None})
+
+
+async def _with_store(settings: Config, act: Callable[[Any], Coroutine[Any, Any, int]]) -> int:
+    """Open the store of the settings, act, close. A running server shares the file and follows the change."""
+    from semcache.cache.store import open_store
+
+    store = open_store(settings.cache)
+    await store.open()
+    try:
+        return await act(store)
+    finally:
+        await store.close()
+
+
+async def _ask_server(settings: Config, path: str, body: bytes) -> bytes | None:
+    """Post to the admin port of a running server. None: nothing listens there."""
+    import aiohttp
+
+    server = settings.server
+    token = server.admin_token.get_secret_value()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    url = f"http://{server.admin_host}:{server.admin_port}{path}"
+    try:
+        async with aiohttp.ClientSession() as session, session.post(url, data=body, headers=headers) as response:
+            answer = await response.read()
+            if response.status != 200:
+                raise SemcacheError(f"{url}: {response.status}: {answer.decode(errors='replace')[:200]}")
+            return answer
+    except aiohttp.ClientConnectorError:
+        return None

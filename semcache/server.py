@@ -1,0 +1,366 @@
+"""RECV and DELIVER: the data plane's routes, from the first header to the last byte.
+
+`handle` opens and closes every request: identify, read, plan, respond (pipeline.py), deliver, and tell telemetry.
+Every reply is a recording being played. There is one way in for each kind: a stored answer, a recording in the form
+that was asked, a recording in the other form, and bytes that pass through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import count
+from time import perf_counter
+from typing import Literal, Protocol
+
+import orjson
+from aiohttp import web
+from cachetools import LRUCache
+from multidict import CIMultiDictProxy
+
+from semcache import wire
+from semcache.admit import Admission
+from semcache.backends.connection import Body
+from semcache.backends.fetch import Fetcher, UpstreamRequest
+from semcache.cache.policy import read_directives
+from semcache.config import Config
+from semcache.errors import CacheFault, ClientError, SemcacheError, UpstreamError
+from semcache.listener import ClientGone, Sender, read_body, stream_body, whole_response
+from semcache.pipeline import Followed, Pipeline, Plan, Played
+from semcache.status_headers import cache_status, server_timing
+from semcache.types import Entry, Form, Match, Outcome, Reason, Tenant, Verdict
+from semcache.wire.recording import Recording
+from semcache.wire.score import Score
+
+PARSE_INLINE_BYTES = 256 * 1024  # larger bodies are parsed on a thread: 1 MB takes some 15 ms
+PREPARE_INLINE_BYTES = 32 * 1024  # a stored answer of 1 MB takes some 30 ms to render, the first time it is played
+SCORES_BYTES = 64 * 1024 * 1024  # rendered answers kept in memory
+
+JSON = "application/json"
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+RECORDED = wire.Identity(None, None)  # a replay under its recorded id and time
+HOLD_BYTES = 1024 * 1024  # an answer is sent in one piece up to this; beyond, as it comes
+
+# Fields of an upstream's reply that we write ourselves. Its Cache-Status stays: ours is appended as the nearest cache.
+_OURS = frozenset({"content-length", "transfer-encoding", "server-timing", "x-request-id"})
+
+Headers = list[tuple[str, str]]
+
+
+class Observer(Protocol):
+    def observe(self, outcome: Outcome, question: str | None = None) -> None: ...
+
+
+class Server:
+    def __init__(
+        self,
+        config: Config,
+        admission: Admission,
+        pipeline: Pipeline,
+        fetcher: Fetcher,
+        observer: Observer,
+        unready: Callable[[], Sequence[str]],
+        clock: Callable[[], float],
+    ) -> None:
+        self._config = config
+        self._admission = admission
+        self._pipeline = pipeline
+        self._fetcher = fetcher
+        self._observer = observer
+        self._unready = unready
+        self._clock = clock
+        self._scores: LRUCache[tuple[int, Form, bool], Score] = LRUCache(SCORES_BYTES, getsizeof=lambda s: s.size_bytes)
+        self._request_ids = (f"{prefix}{number:08x}" for prefix in [os.urandom(8).hex()] for number in count())
+
+    # RECV
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request, whatever it is. Every path through here ends in one observed Outcome."""
+        path = request.path
+        if path in ("/healthz", "/readyz"):
+            return self._health(request, path)
+        outcome = Outcome(_request_id(request.headers) or next(self._request_ids), perf_counter())
+        try:
+            return await self._answer(request, path, outcome)
+        except SemcacheError as error:
+            return self._refuse(path, error, outcome, request)
+        except (asyncio.CancelledError, ClientGone):
+            outcome.truncated = True
+            raise
+        finally:
+            outcome.total_ms = (perf_counter() - outcome.started) * 1000
+            self._observer.observe(outcome)
+
+    async def _answer(self, request: web.BaseRequest, path: str, outcome: Outcome) -> web.StreamResponse:
+        # A query changes what is asked in ways no dialect reads yet, so such a request passes through.
+        found = wire.dialect_for(path) if request.method == "POST" and not request.query_string else None
+        if found is None and not path.startswith("/v1/"):
+            raise ClientError("no such path here; the models are under /v1/", status=404, code="not_found")
+        tenant = self._admission.identify(request.headers)
+        outcome.tenant = tenant.id
+        if found is None:
+            return await self._pass_through(request, path, tenant, outcome)
+        dialect, outcome.endpoint = found
+        outcome.dialect = dialect.name
+        asked = read_directives(request.headers.get("Cache-Control"), request.headers.get("Semcache-Control"))
+        outcome.namespace = self._admission.namespace(tenant, asked.namespace)
+        body = await read_body(request, self._config.server)
+        plan = await self._plan(dialect, outcome, request.headers, body, tenant)
+        outcome.model, outcome.stream = plan.ask.model, plan.ask.stream
+        reply = await self._pipeline.respond(plan, asked, request.headers, outcome)
+        if isinstance(reply, Played):
+            try:
+                return await self._play(request, plan, reply.match, outcome)
+            except CacheFault:  # what is stored cannot be rendered: a fresh answer will replace it
+                reply = self._pipeline.forward_instead(plan, asked, request.headers, outcome)
+        assert isinstance(reply, Followed)
+        return await self._follow(request, plan, reply, outcome)
+
+    async def _plan(
+        self, dialect: wire.Dialect, outcome: Outcome, headers: CIMultiDictProxy[str], body: bytes, tenant: Tenant
+    ) -> Plan:
+        arguments = (dialect, outcome.endpoint, headers, body, tenant, outcome.namespace)
+        if len(body) > PARSE_INLINE_BYTES:
+            return await asyncio.to_thread(self._pipeline.plan, *arguments)
+        return self._pipeline.plan(*arguments)
+
+    # DELIVER
+
+    async def _play(self, request: web.BaseRequest, plan: Plan, match: Match, outcome: Outcome) -> web.StreamResponse:
+        """A stored answer: rendered once for all its hits, with an id and a time of its own for each."""
+        form = Form.STREAM if plan.ask.stream else Form.JSON
+        score = await self._score(plan, match.entry, form)
+        cache = plan.route.cache
+        identity = plan.dialect.fresh_identity(self._clock()) if cache.identity == "fresh" else RECORDED
+        headers = self._own_headers(outcome)
+        headers.append(("Age", str(int(match.age_s))))
+        headers.append(("Semcache-Entry", match.entry.id))
+        outcome.status = 200
+        if form is Form.JSON:
+            return self._send_whole(
+                request, 200, [("Content-Type", JSON), *headers], score.play_whole(identity), outcome
+            )
+        headers = [("Content-Type", EVENT_STREAM), ("Cache-Control", "no-cache"), *headers]
+        if cache.replay == "instant":
+            return self._send_whole(request, 200, headers, score.play_whole(identity), outcome, is_stream=True)
+        events = _paced(score.play(identity), score.offsets_ms, cache.replay)
+        return await self._stream(request, plan, 200, headers, events, outcome)
+
+    async def _score(self, plan: Plan, entry: Entry, form: Form) -> Score:
+        """Raises CacheFault when the stored answer cannot be rendered."""
+        include_usage = plan.ask.include_usage and form is Form.STREAM
+        key = (entry.seq, form, include_usage)
+        score = self._scores.get(key)
+        if score is None:
+            prepare = partial(plan.dialect.prepare, entry.answer, form, include_usage=include_usage)
+            is_large = entry.answer.size_bytes > PREPARE_INLINE_BYTES
+            score = await asyncio.to_thread(prepare) if is_large else prepare()
+            if score.size_bytes <= SCORES_BYTES:
+                self._scores[key] = score
+        return score
+
+    async def _follow(
+        self, request: web.BaseRequest, plan: Plan, reply: Followed, outcome: Outcome
+    ) -> web.StreamResponse:
+        """A reply that is being written. Leaving it, for whatever reason, is one follower less."""
+        recording = reply.flight.recording
+        with reply.flight, recording.join() as follower:
+            try:
+                await recording.begun()
+                self._adopt(recording, outcome)
+                if not reply.in_same_form and recording.status == 200:
+                    return await self._render(request, plan, recording, outcome)
+                pieces = follower.pieces(plan.ask.include_usage)
+                if recording.is_stream and recording.status == 200:
+                    headers = [*_relayed(recording.headers), *self._own_headers(outcome)]
+                    return await self._stream(request, plan, recording.status, headers, pieces, outcome)
+                return await self._relay_whole(request, plan, recording, pieces, outcome)
+            finally:
+                if recording.reading is not None:
+                    outcome.usage = recording.reading.usage
+                if not outcome.collapsed:
+                    outcome.stored, outcome.unstorable = recording.stored, recording.unstorable
+
+    def _adopt(self, recording: Recording, outcome: Outcome) -> None:
+        """What the upstream's head tells about this request. Its id for the request becomes ours, so that what the
+        client reports to the vendor, what it reports to us and what our log says are one."""
+        outcome.phases_ms["fetch"] = (perf_counter() - outcome.started) * 1000 - sum(outcome.phases_ms.values())
+        outcome.fwd_status, outcome.backend = recording.status, recording.backend
+        outcome.request_id = _request_id(recording.headers) or outcome.request_id
+
+    async def _render(
+        self, request: web.BaseRequest, plan: Plan, recording: Recording, outcome: Outcome
+    ) -> web.StreamResponse:
+        """Another's recording in the other form: it has to be whole first."""
+        reading = await recording.finished()
+        if reading.answer is None:
+            raise UpstreamError("the answer this request waited for cannot be given in the form asked for")
+        form = Form.STREAM if plan.ask.stream else Form.JSON
+        score = plan.dialect.prepare(reading.answer, form, include_usage=plan.ask.include_usage and plan.ask.stream)
+        content_type = EVENT_STREAM if plan.ask.stream else JSON
+        headers = [("Content-Type", content_type), *self._own_headers(outcome)]
+        body = score.play_whole(plan.dialect.fresh_identity(self._clock()))
+        return self._send_whole(request, 200, headers, body, outcome, is_stream=plan.ask.stream)
+
+    async def _relay_whole(
+        self,
+        request: web.BaseRequest,
+        plan: Plan,
+        recording: Recording,
+        pieces: AsyncIterator[bytes],
+        outcome: Outcome,
+    ) -> web.StreamResponse:
+        """A JSON answer or an error, byte for byte: in one piece once it is whole, unless it is too large for that."""
+        held: list[bytes] = []
+        size = 0
+        async for piece in pieces:
+            held.append(piece)
+            size += len(piece)
+            if size > HOLD_BYTES:
+                headers = [*_relayed(recording.headers), *self._own_headers(outcome)]
+                return await self._stream(request, plan, recording.status, headers, _chain(held, pieces), outcome)
+        if not outcome.collapsed:
+            outcome.stored = recording.stored
+        headers = [*_relayed(recording.headers), *self._own_headers(outcome)]
+        return self._send_whole(request, recording.status, headers, b"".join(held), outcome)
+
+    async def _stream(
+        self,
+        request: web.BaseRequest,
+        plan: Plan | None,
+        status: int,
+        headers: Headers,
+        pieces: AsyncIterator[bytes],
+        outcome: Outcome,
+    ) -> web.StreamResponse:
+        """Send pieces as they come. A source that breaks off leaves a visibly broken answer: the dialect's error event,
+        then the connection ends without its last chunk, for both SDKs take a clean end for success."""
+        outcome.status = status
+        sender = Sender(request, status, headers)
+        try:
+            async for piece in pieces:
+                if outcome.ttfb_ms is None:
+                    outcome.ttfb_ms = (perf_counter() - outcome.started) * 1000
+                outcome.bytes_out += len(piece)
+                await sender.send(piece)
+            return await sender.end()
+        except SemcacheError as error:
+            outcome.truncated, outcome.error = True, type(error).__name__
+            last_words = plan.dialect.error_event(error, outcome.request_id) if plan and plan.ask.stream else b""
+            return await sender.abort(last_words)
+
+    def _send_whole(
+        self,
+        request: web.BaseRequest,
+        status: int,
+        headers: Headers,
+        body: bytes,
+        outcome: Outcome,
+        is_stream: bool = False,
+    ) -> web.StreamResponse:
+        outcome.status = status
+        outcome.bytes_out = len(body)
+        outcome.ttfb_ms = (perf_counter() - outcome.started) * 1000
+        return whole_response(request, status, headers, body, is_stream=is_stream)
+
+    def _own_headers(self, outcome: Outcome) -> Headers:
+        headers = [("Cache-Status", cache_status(outcome)), ("X-Request-Id", outcome.request_id)]
+        if outcome.phases_ms:
+            headers.append(("Server-Timing", server_timing(outcome)))
+        return headers
+
+    # What is not cached
+
+    async def _pass_through(
+        self, request: web.BaseRequest, path: str, tenant: Tenant, outcome: Outcome
+    ) -> web.StreamResponse:
+        """Relay a request that no dialect here understands, both bodies as they are."""
+        outcome.verdict, outcome.reason = Verdict.BYPASS, Reason.ENDPOINT
+        outcome.endpoint = "other"
+        body: Body = b""
+        model = None
+        if _is_json(request):
+            body, model = await self._read_json(request)
+        elif request.body_exists:
+            body = stream_body(request, self._config.server)
+        targets = self._pipeline.targets_for_path(path, request.headers, model, tenant)
+        reply = await self._fetcher.fetch(
+            targets,
+            UpstreamRequest(
+                request.method, request.raw_path, request.headers, body, pass_key=not self._admission.replaces_keys
+            ),
+        )
+        try:
+            outcome.fwd_status, outcome.backend = reply.status, reply.backend
+            outcome.request_id = _request_id(reply.headers) or outcome.request_id
+            headers = [*_relayed(reply.headers), *self._own_headers(outcome)]
+            return await self._stream(request, None, reply.status, headers, reply.chunks(), outcome)
+        finally:
+            await reply.abort()
+
+    async def _read_json(self, request: web.BaseRequest) -> tuple[bytes, str | None]:
+        """A JSON body and the model it names, if it does: the route depends on it. Judging the body is not for us."""
+        body = await read_body(request, self._config.server)
+        try:
+            model = orjson.loads(body)["model"]
+        except (ValueError, KeyError, TypeError):
+            model = None
+        return body, model if isinstance(model, str) else None
+
+    # Our own answers
+
+    def _refuse(
+        self, path: str, error: SemcacheError, outcome: Outcome, request: web.BaseRequest
+    ) -> web.StreamResponse:
+        """A 4xx or 5xx of our own, in the shape that the caller's SDK expects."""
+        looked_up = isinstance(error, UpstreamError)  # what never got that far says nothing about the cache
+        headers = [("Content-Type", JSON)]
+        headers += self._own_headers(outcome) if looked_up else [("X-Request-Id", outcome.request_id)]
+        outcome.verdict = Verdict.REFUSED
+        outcome.error = type(error).__name__
+        if isinstance(error, ClientError):
+            headers += error.headers.items()
+            if error.status >= 500:
+                headers.append(("x-should-retry", "false"))  # the SDKs retry a 5xx, and it would not help
+        body = wire.error_shape(path).error_body(error, outcome.request_id)
+        return self._send_whole(request, error.status, headers, body, outcome)
+
+    def _health(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
+        missing = list(self._unready()) if path == "/readyz" else []
+        body = orjson.dumps({"status": "unready", "missing": missing} if missing else {"status": "ok"})
+        return whole_response(request, 503 if missing else 200, [("Content-Type", JSON)], body)
+
+
+def _request_id(headers: Mapping[str, str]) -> str | None:
+    """Another party's id for this request, if it is fit to be repeated in a header and a log line."""
+    name = headers.get("X-Request-Id")
+    return name if name and len(name) <= 128 and name.isascii() and name.isprintable() else None
+
+
+def _relayed(headers: Mapping[str, str]) -> Headers:
+    """An upstream's fields as they go on, less those that we write ourselves."""
+    return [(name, value) for name, value in headers.items() if name.lower() not in _OURS]
+
+
+def _is_json(request: web.BaseRequest) -> bool:
+    return request.method == "POST" and request.headers.get("Content-Type", "").lower().startswith(JSON)
+
+
+async def _chain(held: Iterable[bytes], rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield b"".join(held)
+    async for piece in rest:
+        yield piece
+
+
+async def _paced(
+    events: Sequence[bytes], offsets_ms: Sequence[int], pace: Literal["recorded"] | float
+) -> AsyncIterator[bytes]:
+    """Play events as they were recorded, or at so many a second (an event is about a token)."""
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    for number, event in enumerate(events):
+        due_s = offsets_ms[number] / 1000 if pace == "recorded" else number / pace
+        await asyncio.sleep(max(0.0, begun + due_s - loop.time()))
+        yield event
