@@ -67,7 +67,8 @@ loadtest: $(INSTALLED) model  ## a one-minute load test against `semcache simula
 constraints: $(INSTALLED)  ## write the versions in .venv to constraints.txt
 	@head -1 constraints.txt > constraints.txt.new
 	@# A local build of torch is an index's choice, not ours: `+cpu` is cut off.
-	@$(BIN)/python -m pip freeze --exclude-editable | sed 's/+[a-z0-9.]*$$//' >> constraints.txt.new
+	@$(BIN)/python -m pip list --format=freeze --exclude-editable --exclude pip --exclude setuptools \
+		| sed 's/+[a-z0-9.]*$$//' >> constraints.txt.new
 	@mv constraints.txt.new constraints.txt
 
 # Programs from Debian that some tests and the benchmark drive. Installed where that needs no question (root, apt);
