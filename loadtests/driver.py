@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -114,7 +115,7 @@ class Driver:
         Latency counts from the time a request was due, so a server that stalls cannot hide it (coordinated omission).
         """
         run, judge = Run(workload), Provenance(workload)
-        clock = asyncio.get_running_loop().time
+        clock = time.perf_counter
         async with self._session(0) as session, asyncio.TaskGroup() as group:
             began = clock()
             for request in workload.requests:
@@ -128,7 +129,7 @@ class Driver:
     async def closed_loop(self, workload: Workload, concurrency: int) -> Run:
         """Keep so many requests in flight; the next starts when one ends."""
         run, judge = Run(workload), Provenance(workload)
-        clock = asyncio.get_running_loop().time
+        clock = time.perf_counter
         waiting = iter(workload.requests)
         async with self._session(concurrency) as session:
             began = clock()
@@ -157,7 +158,7 @@ class Driver:
         began: float,
         due: float,
     ) -> None:
-        clock = asyncio.get_running_loop().time
+        clock = time.perf_counter
         result = Result(request, due - began, late_ms=(clock() - due) * 1000)
         try:
             content = await self._exchange(session, request, result, due)
@@ -170,7 +171,7 @@ class Driver:
         self._on_result(result)
 
     async def _exchange(self, session: aiohttp.ClientSession, request: Request, result: Result, due: float) -> str:
-        clock = asyncio.get_running_loop().time
+        clock = time.perf_counter
         messages = [{"role": "system", "content": self._system}, {"role": "user", "content": request.text}]
         body = {"model": self._model, "messages": messages, "stream": request.stream}
         async with session.post(self._url, json=body) as response:
