@@ -285,8 +285,11 @@ def build(raw: Mapping[str, Any], name: str = "config") -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as exc:
-        lines = [f"{name}: {_complaint(error, raw)}" for error in exc.errors(include_url=False)]
-        raise ConfigError("\n".join(dict.fromkeys(lines))) from exc
+        errors = exc.errors(include_url=False)
+        wrong = {error["loc"] for error in errors}
+        # A route inherits what is wrong globally; said once it is enough.
+        own = [error for error in errors if error["loc"][:1] != ("routes",) or error["loc"][2:] not in wrong]
+        raise ConfigError("\n".join(f"{name}: {_complaint(error, raw)}" for error in own)) from exc
 
 
 def _override(raw: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

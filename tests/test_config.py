@@ -88,6 +88,12 @@ def test_a_complaint_names_path_value_and_remedy(text: str, words: list[str]) ->
         assert word in message
 
 
+def test_what_is_wrong_globally_is_said_once() -> None:
+    assert len(complaint("match: {threshold: 3}").splitlines()) == 1
+    assert len(complaint("{match: {threshold: 3}, routes: [{match: {threshold: 4}}]}").splitlines()) == 1
+    assert len(complaint("routes: [{match: {threshold: 4}}]").splitlines()) == 1
+
+
 def test_a_wrong_secret_is_not_repeated_in_the_complaint() -> None:
     assert "hunter2" not in complaint("pools: {a: {backends: [{url: 'http://a', api_key: [hunter2]}]}}")
 
