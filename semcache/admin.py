@@ -62,7 +62,7 @@ class Admin:
         store: Store,
         figures: Figures,
         unready: Callable[[], Sequence[str]],
-        stats: Callable[[], Mapping[str, Mapping[str, float]]],
+        stats: Callable[[], Mapping[str, Mapping[str, object]]],
     ) -> None:
         """`unready`: what is still missing before requests can be answered from the cache; empty when ready."""
         self._token = settings.admin_token.get_secret_value().encode()
@@ -275,9 +275,12 @@ def _is_loopback(address: str) -> bool:
 
 
 def _is_loopback_name(host: str) -> bool:
-    """Whether a Host header names this machine, and not a domain that somebody lets point at it."""
+    """Whether a Host header names this machine, and not a domain that somebody lets point at it.
+
+    0.0.0.0 is this machine too, to its own programs, and no domain.
+    """
     name = host[1 : host.index("]")] if host.startswith("[") and "]" in host else host.partition(":")[0]
-    return name.lower() == "localhost" or _is_loopback(name)
+    return name.lower() == "localhost" or name in ("0.0.0.0", "::") or _is_loopback(name)
 
 
 def _json(body: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:

@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from semcache import __version__
 from semcache.types import Outcome, Reason, Tier, Unstorable, Verdict
 
-Stats = Mapping[str, Mapping[str, float]]  # part -> name -> figure
+Stats = Mapping[str, Mapping[str, object]]  # part -> name -> figure; what is no number is not for metrics
 
 # A hit takes 0.2 ms, an embedding 2, a search up to 50, an answer seconds.
 TIMES_MS = (0.1, 0.25, 0.5, 1, 2, 3, 5, 10, 20, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000, 120_000)
@@ -33,10 +33,21 @@ ENDPOINTS = frozenset({"chat/completions", "completions", "responses", "embeddin
 
 # Figures of the parts that only grow. All others are gauges: sizes, queues, what is under way.
 COUNTERS: Mapping[str, frozenset[str]] = {
-    "pipeline": frozenset({"led", "joined"}),
-    "request_log": frozenset({"lines_written", "lines_dropped", "lines_lost"}),
+    part: frozenset(names.split())
+    for part, names in {
+        "backends": "requests failovers",
+        "embedder": "texts remembered joined too_long faults refused late skipped seconds",
+        "index": "folds folds_failed fold_seconds vectors_refused snapshots_saved snapshots_damaged snapshots_foreign",
+        "listener": "requests",
+        "pipeline": "led joined",
+        "request_log": "lines_written lines_dropped lines_lost",
+        "store": "commits puts refused_puts purged_puts reads damaged foreign_changes apply_faults poll_faults "
+        "hot_hits hot_misses",
+        "upkeep": "rounds faults expired evicted clock_jumps",
+    }.items()
 }
-FAULT = "fault_"  # figures that begin so are faults by kind, of any part
+# Figures whose names begin so are counted by kind, of whatever part: the prefix names the metric, the rest is a label.
+KINDS: Mapping[str, str] = {"fault_": "faults", "refused_": "refused"}
 
 
 class Spent(Protocol):
@@ -55,8 +66,6 @@ class Ledger(Protocol):
 
 class Log(Protocol):
     def write(self, outcome: Outcome, question: str | None = None) -> None: ...
-
-    def stats(self) -> Mapping[str, float]: ...
 
 
 class Histogram:
@@ -247,17 +256,24 @@ class Telemetry(Collector):
 
     def _about_parts(self) -> Iterator[Metric]:
         """Every figure of every part, under the names that the parts gave them."""
-        faults = []
-        for part, figures in {**self._stats(), "request_log": self._log.stats()}.items():
+        by_kind: dict[str, list[tuple[tuple[str, ...], float]]] = {metric: [] for metric in KINDS.values()}
+        for part, figures in self._stats().items():
+            if part == "usage":  # told by model already
+                continue
+            counters = COUNTERS.get(part, frozenset())
             for name, value in figures.items():
-                if name.startswith(FAULT):
-                    faults.append(((part, name.removeprefix(FAULT)), value))
+                if not isinstance(value, (int, float)):
                     continue
-                family = _counter if name in COUNTERS.get(part, ()) else _gauge
-                yield family(
-                    _METRIC_NAME.sub("_", f"{part}_{name}"), f"{part}: {name.replace('_', ' ')}.", [((), value)]
-                )
-        yield _counter("faults", "Failures inside the cache, by part and kind.", faults, ("part", "kind"))
+                prefix = next((prefix for prefix in KINDS if name.startswith(prefix) and name not in counters), None)
+                if prefix is not None:
+                    by_kind[KINDS[prefix]].append(((part, name.removeprefix(prefix)), value))
+                    continue
+                family = _counter if name in counters else _gauge
+                metric = _METRIC_NAME.sub("_", f"{part}_{name}")
+                yield family(metric, f"{part}: {name.replace('_', ' ')}.", [((), value)])
+        labels = ("part", "kind")
+        yield _counter("faults", "Failures inside the cache, by part and kind.", by_kind["faults"], labels)
+        yield _counter("refused", "What a part turned away, by part and kind.", by_kind["refused"], labels)
 
 
 _METRIC_NAME = re.compile(r"[^a-zA-Z0-9_]")

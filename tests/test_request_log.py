@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semcache.request_log import QUEUE_BYTES, RequestLog, render_line
+from semcache.config import Server
+from semcache.request_log import QUEUE_BYTES, NoLog, RequestLog, open_log, render_line
 from semcache.types import Outcome, Reason, Tier, Usage, Verdict
 
 NOW = datetime(2026, 3, 1, 12, 30, 15, 250_000, tzinfo=UTC)
@@ -156,3 +157,20 @@ def test_workers_that_share_a_pipe_do_not_mix_their_lines() -> None:
     os.close(reading)
     lines = [json.loads(line) for line in b"".join(read).splitlines()]
     assert len(lines) == 2000
+
+
+def test_the_settings_name_the_sink(tmp_path: Path) -> None:
+    log = open_log(Server(request_log=str(tmp_path / "requests.log"), log_prompts=True, workers=2))
+    log.start()
+    log.write(an_outcome(), "where is my parcel?")
+    log.stop()
+    assert lines_of(tmp_path / "requests.log")[0]["question"] == "where is my parcel?"
+
+
+def test_a_log_that_is_switched_off_takes_everything_and_keeps_nothing() -> None:
+    log = open_log(Server(request_log="off"))
+    assert isinstance(log, NoLog)
+    log.start()
+    log.write(an_outcome())
+    log.stop()
+    assert log.stats() == {}

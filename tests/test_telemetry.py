@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from types import SimpleNamespace
 
 import pytest
@@ -30,9 +29,6 @@ class Log:
     def write(self, outcome: Outcome, question: str | None = None) -> None:
         self.lines.append((outcome.request_id, question))
 
-    def stats(self) -> Mapping[str, float]:
-        return {"lines_dropped": 3}
-
 
 @pytest.fixture
 def ledger() -> Ledger:
@@ -46,7 +42,12 @@ def log() -> Log:
 
 @pytest.fixture
 def telemetry(ledger: Ledger, log: Log) -> Telemetry:
-    stats = {"embedder": {"queue_depth": 7.0}, "pipeline": {"led": 5, "flights": 2, "fault_StoreFault": 1}}
+    stats: dict[str, dict[str, object]] = {
+        "embedder": {"queue_depth": 7.0},
+        "pipeline": {"led": 5, "flights": 2, "fault_StoreFault": 1},
+    }
+    stats |= {"listener": {"refused_header_timeout": 4}, "store": {"refused_puts": 2, "path": "not a number"}}
+    stats |= {"request_log": {"lines_dropped": 3}, "usage": {"billed_usd": 1.0}}
     return Telemetry(lambda: stats, ledger, log, clock=iter([100.0, 160.0]).__next__)
 
 
@@ -147,7 +148,10 @@ def test_the_figures_of_the_parts_are_shown_as_counters_gauges_and_faults(teleme
     assert seen["semcache_pipeline_flights", ()] == 2
     assert seen["semcache_pipeline_led_total", ()] == 5
     assert seen["semcache_request_log_lines_dropped_total", ()] == 3
+    assert seen["semcache_store_refused_puts_total", ()] == 2
     assert seen["semcache_faults_total", (("kind", "StoreFault"), ("part", "pipeline"))] == 1
+    assert seen["semcache_refused_total", (("kind", "header_timeout"), ("part", "listener"))] == 4
+    assert not any("path" in name or name.startswith("semcache_usage") for name, _ in seen)
 
 
 def test_uptime_build_and_process_are_shown(telemetry: Telemetry) -> None:
