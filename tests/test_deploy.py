@@ -7,6 +7,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -81,6 +82,10 @@ def test_the_serving_image_gets_nothing_but_the_serving_environment_and_the_mode
     assert all("requirements/serve.txt" in line or "--no-deps" in line for line in installed)
 
 
+def test_the_image_reports_to_nobody() -> None:
+    assert any("ORT_DISABLE_TELEMETRY=1" in line for line in LAST_STAGE if line.startswith("ENV"))
+
+
 def test_the_serving_requirements_hold_no_torch() -> None:
     names = re.findall(r"^[A-Za-z0-9_.-]+", (ROOT / "requirements" / "serve.txt").read_text(), re.MULTILINE)
     assert not {"torch", "transformers", "sentence-transformers"} & {name.lower() for name in names}
@@ -111,6 +116,14 @@ def test_the_paths_of_the_image_are_those_of_its_settings() -> None:
     volume = next(line.split()[1] for line in LAST_STAGE if line.startswith("VOLUME"))
     assert settings.cache.store.startswith(f"sqlite:{volume}/")
     assert f"EXPOSE {settings.server.port} {settings.server.admin_port}" in LAST_STAGE
+
+
+@pytest.mark.xfail(reason='pyproject.toml: package-data needs "*.yaml"; then remove this mark', strict=False)
+def test_data_files_beside_the_code_are_installed_with_it() -> None:
+    """An image that installs the package must find what a checkout finds."""
+    globs = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["semcache"]
+    for path in (ROOT / "semcache").glob("*.yaml"):
+        assert any(fnmatchcase(path.name, glob) for glob in globs), path.name
 
 
 # Compose
