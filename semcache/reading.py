@@ -1,0 +1,97 @@
+"""How a request's body is read: counted while it comes, against an absolute deadline, and only once it is wanted.
+
+A body is refused by its declared length before a byte of it is read, and a client that asks first (`Expect:
+100-continue`) is told to go on only after every check has passed: who asks for a body has already looked at the key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Protocol, cast
+
+from aiohttp import web
+from aiohttp.http import HttpVersion11
+
+from semcache import config
+from semcache.errors import ClientError
+
+FREE_BYTES = 1024 * 1024  # a body of up to this gets settings.body_timeout
+FLOOR_BYTES_S = 64 * 1024  # and beyond it a second more for so much received: a declared length buys no time
+
+
+class _Wire(Protocol):
+    def write(self, data: bytes) -> None: ...
+
+
+async def read_body(request: web.BaseRequest, settings: config.Server, limit_bytes: int | None = None) -> bytes:
+    """Return the whole body, at most `limit_bytes` (settings.max_body).
+
+    Raises ClientError: 413 too large, 408 too slow, 415 encoded, 417 an unknown expectation, 400 broken framing.
+    """
+    limit = settings.max_body if limit_bytes is None else limit_bytes
+    content = request.content
+    if content.is_eof():  # the common case: a small body came in the same segment as its head
+        _check(request, limit)
+        body = content.read_nowait()
+        if len(body) > limit:
+            raise _too_large(limit)
+        return body
+    return b"".join([piece async for piece in stream_body(request, settings, limit)])
+
+
+async def stream_body(
+    request: web.BaseRequest, settings: config.Server, limit_bytes: int | None = None
+) -> AsyncIterator[bytes]:
+    """Yield the body as it comes. Only waiting for the client counts against its deadline, not what is done in between.
+
+    Raises ClientError as `read_body` does.
+    """
+    limit = settings.max_body if limit_bytes is None else limit_bytes
+    accept_body(request, limit)
+    content = request.content
+    loop = asyncio.get_running_loop()
+    received = 0
+    waited_s = 0.0
+    while not content.at_eof():
+        allowed_s = settings.body_timeout + max(0, received - FREE_BYTES) / FLOOR_BYTES_S
+        started = loop.time()
+        try:
+            async with asyncio.timeout(allowed_s - waited_s):
+                piece = await content.readany()
+        except TimeoutError as exc:
+            raise ClientError(
+                f"the request body did not arrive within {allowed_s:.0f} s", status=408, code="request_timeout"
+            ) from exc
+        waited_s += loop.time() - started
+        received += len(piece)
+        if received > limit:
+            raise _too_large(limit)
+        if piece:
+            yield piece
+
+
+def accept_body(request: web.BaseRequest, limit_bytes: int) -> None:
+    """Check what can be checked before the body, then let a client go on that waits for leave. Raises ClientError."""
+    _check(request, limit_bytes)
+    expectation = request.headers.get("Expect")
+    if expectation is None:
+        return
+    if expectation.lower() != "100-continue":
+        raise ClientError("this expectation cannot be met", status=417, code="expectation_failed")
+    if request.version == HttpVersion11 and not request.content.total_bytes:  # else it did not wait
+        cast(_Wire, request.protocol).write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def _check(request: web.BaseRequest, limit_bytes: int) -> None:
+    headers = request.headers
+    encoding = headers.get("Content-Encoding")
+    if encoding is not None and encoding.strip().lower() not in ("", "identity"):
+        raise ClientError("send the request body without Content-Encoding", status=415, code="unsupported_encoding")
+    length = headers.get("Content-Length")  # digits: the parser refuses anything else
+    if length is not None and int(length) > limit_bytes:
+        raise _too_large(limit_bytes)
+
+
+def _too_large(limit_bytes: int) -> ClientError:
+    return ClientError(f"the request body is larger than {limit_bytes} bytes", status=413, code="request_too_large")
