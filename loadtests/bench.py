@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -47,6 +48,7 @@ from semcache.types import Entry, Key
 
 ANSWER_WORDS = 80  # about 900 bytes of JSON
 THRESHOLD = 0.90
+LOOKUPS = 1000  # a round
 SAMPLES = 300  # requests, one at a time, for a median
 EXACT_ONLY = ("Semcache-Control: tier=exact",)
 PARTS = ("exact", "semantic", "miss", "rest", "restart")
@@ -148,11 +150,12 @@ class Bench:
                 caller.ask(chat(question))
         per_round = round(self._seconds * 900) + SAMPLES  # more than one core embeds
         console.print("  finding questions near to stored ones ...", style="dim")
-        fresh = iter(near_questions(per_round * self._rounds, THRESHOLD))
-        texts = self._folder / "texts.txt"
-        texts.write_text("\n".join(stored_questions() * 10))
+        questions = near_questions(per_round * self._rounds, THRESHOLD)
+        fresh = iter(questions)
+        texts = self._folder / "texts.txt"  # the model alone reads the same questions
+        texts.write_text("\n".join(questions[:2000]))
         alone: list[dict[str, float]] = []
-        verdicts: dict[str, int] = {}
+        verdicts: Counter[str] = Counter()
 
         def embed() -> float:
             command = [*pinned(SERVED_ON), sys.executable, "-m", "loadtests.bare", "embed", str(texts)]
@@ -162,18 +165,16 @@ class Bench:
 
         def ask_many() -> float:
             load = self._wrk.lines(self.proxy, [next(fresh) for _ in range(per_round - SAMPLES)])
-            for name, count in load.verdicts.items():
-                verdicts[name] = verdicts.get(name, 0) + count
-            return self._good(load)
+            verdicts.update(load.verdicts)
+            # Those that missed the embedder's deadline were forwarded: answered, but not what is measured here.
+            return self._good(load) * load.verdicts.get("semantic", 0) / sum(load.verdicts.values())
 
         def ask_one() -> float:
             return median_ms(self.proxy, [chat(next(fresh)) for _ in range(SAMPLES)])
 
         rate_alone, rate, one = self._turns(embed, ask_many, ask_one)
-        share = verdicts.get("semantic", 0) / sum(verdicts.values())
-        if share < 0.95:
-            raise StartError(f"these were to be semantic hits, and were {verdicts}")
-        yield ratio(f"semantic hit, 32 connections ({share:.1%} were)", rate_alone, rate, 0.85)
+        share = verdicts["semantic"] / verdicts.total()
+        yield ratio(f"semantic hit, 32 connections ({share:.1%} of replies)", rate_alone, rate, 0.85)
         yield added_ms("semantic hit, 1 connection, p50", median(row["one_ms"] for row in alone), one, 1.0)
 
     def miss(self) -> Iterator[Row]:
@@ -221,19 +222,19 @@ class Bench:
         child, _ = self._start_proxy("full")  # this one builds the index, and leaves its snapshot
         console.print(f"  first start with them, no snapshot: {time.monotonic() - began:.1f} s", style="dim")
         child.stop()
-        times = []
-        for _ in range(self._rounds):
+        times, lookups = [], []
+        for number in range(self._rounds):
             began = time.monotonic()
             child, url = self._start_proxy("full")
             times.append(time.monotonic() - began)
             resident = resident_mb(child.pid)
-            lookups = _search_times(url, 1000)
+            lookups += _search_times(url, number * LOOKUPS, LOOKUPS)
             child.stop()
         yield at_most(f"restart with {entries:,} entries until ready", "s", median(times), 5.0)
         yield at_most(
             f"lookup among {entries:,}, p99 (Server-Timing: search)", "ms", float(np.percentile(lookups, 99)), 2.0
         )
-        console.print(f"  resident with {entries:,} entries: {resident:.0f} MB", style="dim")
+        console.print(f"  lookup p50 {median(lookups):.2f} ms; resident {resident:.0f} MB", style="dim")
 
     def _hit(self, body: bytes, detail: str) -> bytes:
         """The body of a hit on this request. Raises StartError when it does not become one."""
@@ -266,11 +267,11 @@ def _unchunked(body: bytes) -> bytes:
     return whole
 
 
-def _search_times(url: str, count: int) -> list[float]:
+def _search_times(url: str, first: int, count: int) -> list[float]:
     """Milliseconds of the search phase of questions never asked before, as the proxy itself timed them."""
     times = []
     with Caller(url) as caller:
-        for number in range(count):
+        for number in range(first, first + count):
             _, head, _ = caller.ask(chat(f"question of {number} words that nobody asked"))
             phases = dict(phase.strip().split(";dur=") for phase in header(head, "Server-Timing").split(","))
             times.append(float(phases["search"]))
