@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -210,6 +212,34 @@ def test_builder_thread_folds_what_has_grown():
     assert index.search(key("p"), vector_of(7), 1)[0].seq == 7
 
 
+def test_failed_fold_is_counted_and_leaves_the_partition_as_it_was():
+    index = Index(D, "stamp", None, Shape(flat_rows=24, probes=None))  # type: ignore[arg-type]
+    index.start()
+    index.apply([added(seq) for seq in range(1, 41)])
+    while index.stats()["folds_failed"] == 0:
+        os.sched_yield()
+    assert index.search(key("p"), vector_of(7), 1)[0].seq == 7
+    index.apply([added(41)])  # tried again, by the same thread
+    while index.stats()["folds_failed"] == 1:
+        os.sched_yield()
+    index.close()
+    assert in_lists(index) == 0
+
+
+def test_search_uses_one_core_in_whatever_thread_it_runs():
+    index = filled(40)
+    threads: list[int] = []
+
+    def search() -> None:
+        index.search(key("p"), vector_of(1), 1)
+        threads.append(faiss.omp_get_max_threads())
+
+    thread = threading.Thread(target=search)
+    thread.start()
+    thread.join()
+    assert threads == [1]
+
+
 class Meanwhile(threading.Event):
     """Never set; does something the second time a build asks whether to go on: in the middle of it."""
 
@@ -287,7 +317,7 @@ def test_removed_vector_is_in_no_memory_of_the_partition():
     index.apply([Change(45, removed=(7, 43))])
     lists, rows = index._partitions[key("p")].view
     assert lists is not None
-    held = rows.vectors.tobytes() + b"".join(lists.contents(n)[1].tobytes() for n in range(len(lists.centroids)))
+    held = rows.vectors.tobytes() + b"".join(codes.tobytes() for _, _, codes in lists.pieces())
     for seq in (7, 43):
         assert vector_of(seq).tobytes() not in held
         assert vector_of(seq).astype(np.float16).tobytes() not in held
@@ -327,7 +357,7 @@ def test_searches_changes_folds_and_snapshots_go_on_together(tmp_path: Path):
     shape = Shape(flat_rows=200, probes=1000)
     index = Index(D, "stamp", tmp_path, shape)
     vectors = np.stack([vector_of(number) for number in range(500)])
-    total, kept, together = 6000, 700, 25
+    total, kept, together = 3000, 700, 25
     gone = 0  # entries up to this number were removed, and that has returned
     done = threading.Event()
     complaints: list[str] = []
@@ -355,7 +385,11 @@ def test_searches_changes_folds_and_snapshots_go_on_together(tmp_path: Path):
         except Exception as exc:
             complaints.append(repr(exc))
 
+    def progress() -> list[float]:
+        return [index.stats()["folds"], index.stats()["snapshots_saved"], *searches]
+
     index.start()
+    before = progress()
     threads = [threading.Thread(target=search, args=(number,)) for number in range(3)] + [threading.Thread(target=save)]
     for thread in threads:
         thread.start()
@@ -368,15 +402,16 @@ def test_searches_changes_folds_and_snapshots_go_on_together(tmp_path: Path):
         index.apply(batch)
         changes += batch
         gone = max(gone, oldest - 1)
+        if first % 500 == 1 and first > 1:  # let the others come along, however the cores are shared
+            while not complaints and not all(map(operator.gt, progress(), before)):
+                os.sched_yield()
+            before = progress()
     done.set()
     for thread in threads:
         thread.join()
     index.close()
     assert not complaints
-    assert all(searches)
-    assert index.stats()["folds"] > 0
     assert index.stats()["folds_failed"] == 0
-    assert index.stats()["snapshots_saved"] > 0
 
     again = Index(D, "stamp", tmp_path, shape)
     assert again.load_snapshot("store", total, 0)

@@ -165,18 +165,22 @@ class Lists:
         self.dead += 1
         return True
 
-    def contents(self, number: int) -> tuple[Seqs, Codes]:
-        """What is in a list, removed entries included: views of FAISS's own memory, valid as long as this object."""
-        return self._seqs_of(number), self._codes_of(number)
+    def pieces(self) -> Iterator[tuple[int, Seqs, Codes]]:
+        """What is in each list (its number, seqs, codes), removed entries included, a piece at a time.
+
+        Views of FAISS's own memory, valid as long as this object.
+        """
+        for number in range(self._ivf.nlist):
+            seqs, codes = self._seqs_of(number), self._codes_of(number)
+            for start in range(0, len(seqs), PIECE_ROWS):
+                yield number, seqs[start : start + PIECE_ROWS], codes[start : start + PIECE_ROWS]
 
     def batches(self, is_live: IsLive) -> Iterator[Batch]:
-        """Every list as one batch of its live entries."""
-        for number in range(self._ivf.nlist):
-            seqs = self._seqs_of(number)
+        """The live entries, in batches of one list."""
+        for number, seqs, codes in self.pieces():
             picked = pick_live(seqs, is_live)
             if len(picked):
-                home = np.full(len(picked), number, np.int32)
-                yield Batch(seqs[picked], self._codes_of(number), picked, home)
+                yield Batch(seqs[picked], codes, picked, np.full(len(picked), number, np.int32))
 
     def _assign(self, batch: Batch, stopping: threading.Event) -> npt.NDArray[np.int32]:
         home = np.empty(len(batch.seqs), np.int32)

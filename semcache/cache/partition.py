@@ -17,6 +17,7 @@ FAISS object.
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -37,19 +38,17 @@ from semcache.cache.lists import (
 )
 from semcache.types import Vector
 
+LARGE = 1 << 18  # numbers: a megabyte
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """When a partition changes its form, in entries."""
+    """When a partition changes its form, in entries. Figures from loadtests/bench_index.py."""
 
     flat_rows: int  # more rows than this are folded into lists
-    probes: int = (
-        32  # lists read by a search: recall above 0.8 is 0.999 or better from 20 k to 1 M entries (bench_index)
-    )
+    probes: int = 32  # lists read by a search: finds 0.999 of the neighbours above 0.8, from 20 k to 1 M entries
     regrow: float = 4.0  # new centroids when a partition has grown this much: its lists are then four times as long
-    tail_share: int = (
-        16  # a tail may hold this part of what is in lists: each entry is then copied about 16 times in all
-    )
+    tail_share: int = 16  # a tail may hold one entry for this many in lists: each is then copied about as many times
     dead_share: int = 4  # rewritten when one entry in this many was removed
 
     @classmethod
@@ -89,8 +88,7 @@ class Rows:
     def append(self, seq: int, vector: Vector) -> None:
         count = self.count
         if count == len(self.seqs):
-            room = count + 1 + count // 2
-            seqs, vectors = np.empty(room, np.int64), np.empty((room, self.vectors.shape[1]), np.float32)
+            seqs, vectors = _room_after(count, self.vectors.shape[1])
             seqs[:count], vectors[:count] = self.seqs, self.vectors
             self.seqs, self.vectors = seqs, vectors
         self.seqs[count] = seq
@@ -146,6 +144,20 @@ class Rows:
             if len(picked):
                 found.append(Batch(seqs[picked], vectors, picked))
         return found
+
+
+def _room_after(count: int, dimensions: int) -> tuple[Seqs, Matrix]:
+    """Larger arrays for rows that have filled theirs.
+
+    Large ones get pages of their own: those not yet written cost nothing, so they can double, and the system has them
+    back at once when they are outgrown. From the allocator, 20,000 rows cost twice their size, most of it holes.
+    """
+    if count * dimensions < LARGE:
+        room = count + 1 + count // 2  # one row for the many partitions that never have a second
+        return np.empty(room, np.int64), np.empty((room, dimensions), np.float32)
+    room = 2 * count
+    pages = mmap.mmap(-1, 4 * room * dimensions)
+    return np.empty(room, np.int64), np.frombuffer(pages, np.float32).reshape(room, dimensions)
 
 
 class Partition:

@@ -154,8 +154,8 @@ def _write_codes(out: BlockWriter, lists: Lists, position: int, is_live: IsLive)
             out.write("codes", {}, np.concatenate(homes), np.concatenate(seqs), np.concatenate(codes))
             pending.clear()
 
-    for number in range(len(lists.centroids)):
-        seqs, codes = _copy_live(*lists.contents(number), position, is_live)
+    for number, seqs, codes in lists.pieces():
+        seqs, codes = _copy_live(seqs, codes, position, is_live)
         pending.append((np.full(len(seqs), number, np.int32), seqs, codes))
         pending_bytes += codes.nbytes
         if pending_bytes >= _BLOCK_BYTES:
