@@ -11,7 +11,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import uvloop
@@ -84,13 +84,14 @@ class App:
         """What is still missing; empty when requests can be answered from the cache."""
         return self._unready
 
-    def stats(self) -> dict[str, dict[str, float]]:
+    def stats(self) -> dict[str, Mapping[str, object]]:
         return {
             "pipeline": self.pipeline.stats(),
             "embedder": self.embedder.stats(),
             "index": self.index.stats(),
             "store": self.store.stats(),
             "listener": self.listener.stats(),
+            "backends": self.fetcher.stats(),
             "upkeep": self.upkeep.stats(),
             "request_log": self.request_log.stats(),
             "usage": self.ledger.stats(),
@@ -187,5 +188,6 @@ async def _serve(config: Config, worker: int) -> None:
         flush=True,
     )
     await stopping.wait()
-    print(f"semcache: stopping; running answers get up to {config.server.drain:g} s", file=sys.stderr, flush=True)
+    waiting = f"; running answers get up to {config.server.drain:g} s" if app.listener.stats()["connections"] else ""
+    print(f"semcache: stopping{waiting}", file=sys.stderr, flush=True)
     await app.stop()

@@ -86,6 +86,10 @@ def serve(file: Path | None, **options: Any) -> None:
     settings = _load(file, options)
     for line in settings.without_effect():
         click.echo(f"semcache: no effect yet: {line}", err=True)
+    if settings.embedder.engine == "onnx":  # the first start makes the model; every later one finds it
+        from semcache.cache.model import prepare as prepare_model
+
+        prepare_model(settings.embedder.model, progress=lambda line: click.echo(f"semcache: {line}", err=True))
     run(settings)
 
 

@@ -119,6 +119,7 @@ class Pipeline:
         self.flights: Flights[Recording] = Flights()
         self._plans: LRUCache[tuple[object, ...], Plan] = LRUCache(PLANS)
         self._learned: TTLCache[bytes, Unstorable] = TTLCache(10_000, LEARNED_S, timer=monotonic)
+        self.stored = 0
         self.unstorable: Counter[Unstorable] = Counter()
         self.faults: Counter[str] = Counter()
 
@@ -349,6 +350,7 @@ class Pipeline:
         recording.unstorable = why_not
         if why_not is None:
             self._learned.pop(plan.key.exact, None)
+            self.stored += 1
             return True
         self.unstorable[why_not] += 1
         if why_not in _LASTING:
@@ -394,6 +396,8 @@ class Pipeline:
             **self.flights.stats(),
             "plans": len(self._plans),
             "learned": len(self._learned),
+            "stored": self.stored,
+            **{f"unstorable_{reason}": count for reason, count in self.unstorable.items()},
             **{f"fault_{name}": count for name, count in self.faults.items()},
         }
 

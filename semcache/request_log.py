@@ -203,7 +203,7 @@ class NoLog:
     def write(self, outcome: Outcome, question: str | None = None) -> None: ...
 
     def stats(self) -> dict[str, float]:
-        return {}
+        return dict.fromkeys(("lines_written", "lines_dropped", "lines_lost", "queue_bytes"), 0)
 
 
 def open_log(settings: Server) -> RequestLog | NoLog:

@@ -91,7 +91,7 @@ class Server:
             raise
         finally:
             outcome.total_ms = (perf_counter() - outcome.started) * 1000
-            self._observer.observe(outcome)
+            self._observer.observe(outcome, outcome.question)
 
     async def _answer(self, request: web.BaseRequest, path: str, outcome: Outcome) -> web.StreamResponse:
         # A query changes what is asked in ways no dialect reads yet, so such a request passes through.
@@ -109,6 +109,8 @@ class Server:
         body = await read_body(request, self._config.server)
         plan = await self._plan(dialect, outcome, request.headers, body, tenant)
         outcome.model, outcome.stream = plan.ask.model, plan.ask.stream
+        if self._config.server.log_prompts:
+            outcome.question = plan.ask.question
         reply = await self._pipeline.respond(plan, asked, request.headers, outcome)
         if isinstance(reply, Played):
             try:

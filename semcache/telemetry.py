@@ -20,7 +20,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from semcache import __version__
-from semcache.types import Outcome, Reason, Tier, Unstorable, Verdict
+from semcache.types import Outcome, Reason, Tier, Verdict
 
 Stats = Mapping[str, Mapping[str, object]]  # part -> name -> figure; what is no number is not for metrics
 
@@ -39,7 +39,7 @@ COUNTERS: Mapping[str, frozenset[str]] = {
         "embedder": "texts remembered joined too_long faults refused late skipped seconds",
         "index": "folds folds_failed fold_seconds vectors_refused snapshots_saved snapshots_damaged snapshots_foreign",
         "listener": "requests",
-        "pipeline": "led joined",
+        "pipeline": "led joined stored",
         "request_log": "lines_written lines_dropped lines_lost",
         "store": "commits puts refused_puts purged_puts reads damaged foreign_changes apply_faults poll_faults "
         "hot_hits hot_misses",
@@ -47,7 +47,11 @@ COUNTERS: Mapping[str, frozenset[str]] = {
     }.items()
 }
 # Figures whose names begin so are counted by kind, of whatever part: the prefix names the metric, the rest is a label.
-KINDS: Mapping[str, str] = {"fault_": "faults", "refused_": "refused"}
+KINDS: Mapping[str, tuple[str, str, str]] = {  # prefix -> metric, what it tells, the label's name
+    "fault_": ("faults", "Failures inside the cache, by part and kind.", "kind"),
+    "refused_": ("refused", "What a part turned away, by part and kind.", "kind"),
+    "unstorable_": ("unstorable", "Answers not kept, by reason.", "reason"),
+}
 
 
 class Spent(Protocol):
@@ -121,10 +125,8 @@ class Telemetry(Collector):
         self._by_verdict = {verdict: _Tally(verdict) for verdict in Verdict}
         self._phase_ms: dict[str, Histogram] = defaultdict(lambda: Histogram(TIMES_MS))
         self._served, self._rejected = Histogram(SIMILARITIES), Histogram(SIMILARITIES)
-        self._unstorable: dict[Unstorable, int] = defaultdict(int)
         self._upstream: dict[int, int] = defaultdict(int)
         self._errors: dict[str, int] = defaultdict(int)
-        self._stored = 0
         self._truncated = 0
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -161,11 +163,8 @@ class Telemetry(Collector):
             self._rejected.add(max(0.0, outcome.similarity))
         if outcome.fwd_status is not None:
             self._upstream[outcome.fwd_status] += 1
-        if outcome.unstorable is not None:
-            self._unstorable[outcome.unstorable] += 1
         if outcome.error is not None:
             self._errors[outcome.error] += 1
-        self._stored += outcome.stored
 
     def render(self) -> bytes:
         """Return all figures in the Prometheus text format, version 0.0.4."""
@@ -186,13 +185,6 @@ class Telemetry(Collector):
             "Requests by what became of them, and why they were not answered from the store.",
             [((verdict, reason or "", endpoint), n) for (verdict, reason, endpoint), n in self._requests.items()],
             ("verdict", "reason", "endpoint"),
-        )
-        yield _counter("stored", "Answers kept, known when the request ended.", [((), self._stored)])
-        yield _counter(
-            "unstorable",
-            "Answers not kept, by reason.",
-            [((why,), n) for why, n in self._unstorable.items()],
-            ("reason",),
         )
         upstream: dict[str, int] = defaultdict(int)
         for status, n in self._upstream.items():
@@ -256,7 +248,7 @@ class Telemetry(Collector):
 
     def _about_parts(self) -> Iterator[Metric]:
         """Every figure of every part, under the names that the parts gave them."""
-        by_kind: dict[str, list[tuple[tuple[str, ...], float]]] = {metric: [] for metric in KINDS.values()}
+        by_kind: dict[str, list[tuple[tuple[str, ...], float]]] = {prefix: [] for prefix in KINDS}
         for part, figures in self._stats().items():
             if part == "usage":  # told by model already
                 continue
@@ -266,14 +258,13 @@ class Telemetry(Collector):
                     continue
                 prefix = next((prefix for prefix in KINDS if name.startswith(prefix) and name not in counters), None)
                 if prefix is not None:
-                    by_kind[KINDS[prefix]].append(((part, name.removeprefix(prefix)), value))
+                    by_kind[prefix].append(((part, name.removeprefix(prefix)), value))
                     continue
                 family = _counter if name in counters else _gauge
                 metric = _METRIC_NAME.sub("_", f"{part}_{name}")
                 yield family(metric, f"{part}: {name.replace('_', ' ')}.", [((), value)])
-        labels = ("part", "kind")
-        yield _counter("faults", "Failures inside the cache, by part and kind.", by_kind["faults"], labels)
-        yield _counter("refused", "What a part turned away, by part and kind.", by_kind["refused"], labels)
+        for prefix, (metric, text, label) in KINDS.items():
+            yield _counter(metric, text, by_kind[prefix], ("part", label))
 
 
 _METRIC_NAME = re.compile(r"[^a-zA-Z0-9_]")

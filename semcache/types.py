@@ -300,6 +300,7 @@ class Outcome:
     backend: str | None = None
     error: str | None = None  # the class of our own error, never request text
     truncated: bool = False  # the client got a visibly cut answer, or left before its end
+    question: str | None = None  # filled only where the operator has prompts logged
     usage: Usage | None = None  # of the answer delivered
     bytes_out: int = 0
     phases_ms: dict[str, float] = field(default_factory=dict)  # embed, search, verify, fetch, store, ...

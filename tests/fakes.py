@@ -48,7 +48,7 @@ class WordsEmbedder:
     async def close(self) -> None: ...
 
     def stats(self) -> dict[str, float]:
-        return {"texts": len(self.embedded)}
+        return dict.fromkeys(("remembered", "late", "refused", "queue_depth"), 0) | {"texts": len(self.embedded)}
 
     async def embed(self, text: str, then: Callable[[Vector], T], deadline_s: float | None = None) -> T:
         if self.gate is not None:

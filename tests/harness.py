@@ -87,7 +87,7 @@ async def until(condition: Callable[[], object]) -> None:
     """Let the loop run until the condition holds: for what the other side of a socket has yet to do."""
     async with asyncio.timeout(10):
         while not condition():
-            await asyncio.sleep(0)  # noqa: ASYNC110
+            await asyncio.sleep(0)
 
 
 @asynccontextmanager

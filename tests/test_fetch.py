@@ -379,7 +379,7 @@ async def test_cancelling_closes_and_frees_the_place(fetcher: Fetcher, steps: li
         if steps:
             await waits.wait()
         else:
-            while not upstream.requests:  # noqa: ASYNC110 - the script has no event for it
+            while not upstream.requests:
                 await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -393,7 +393,7 @@ async def test_cancelling_while_connecting_frees_the_place(fetcher: Fetcher) -> 
     async with ScriptedUpstream([[WaitForClose()]]) as upstream:
         target = replace(at(upstream.port, scheme="https"), max_connections=1)
         task = asyncio.create_task(fetcher.fetch([target], ask()))
-        while not upstream.connections:  # noqa: ASYNC110 - the script has no event for it
+        while not upstream.connections:
             await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

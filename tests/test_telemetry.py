@@ -44,7 +44,7 @@ def log() -> Log:
 def telemetry(ledger: Ledger, log: Log) -> Telemetry:
     stats: dict[str, dict[str, object]] = {
         "embedder": {"queue_depth": 7.0},
-        "pipeline": {"led": 5, "flights": 2, "fault_StoreFault": 1},
+        "pipeline": {"led": 5, "flights": 2, "fault_StoreFault": 1, "stored": 1, "unstorable_finish": 1},
     }
     stats |= {"listener": {"refused_header_timeout": 4}, "store": {"refused_puts": 2, "path": "not a number"}}
     stats |= {"request_log": {"lines_dropped": 3}, "usage": {"billed_usd": 1.0}}
@@ -113,8 +113,8 @@ def test_what_became_of_fetched_answers_is_counted(telemetry: Telemetry) -> None
     telemetry.observe(an_outcome(verdict=Verdict.MISS, fwd_status=429, unstorable=Unstorable.STATUS))
     telemetry.observe(an_outcome(verdict=Verdict.MISS, fwd_status=503, truncated=True, error="UpstreamError"))
     seen = figures(telemetry)
-    assert seen["semcache_stored_total", ()] == 1
-    assert seen["semcache_unstorable_total", (("reason", "finish"),)] == 1
+    assert seen["semcache_pipeline_stored_total", ()] == 1
+    assert seen["semcache_unstorable_total", (("part", "pipeline"), ("reason", "finish"))] == 1
     assert seen["semcache_upstream_responses_total", (("status", "2xx"),)] == 2
     assert seen["semcache_upstream_responses_total", (("status", "429"),)] == 1
     assert seen["semcache_upstream_responses_total", (("status", "5xx"),)] == 1

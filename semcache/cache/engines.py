@@ -86,6 +86,7 @@ class OnnxEngine:
 
         folder, manifest = self._prepared.folder, self._manifest
         onnxruntime.set_default_logger_severity(3)
+        onnxruntime.disable_telemetry_events()  # some builds can report to their vendor
         options = onnxruntime.SessionOptions()
         # A call computes on the thread that makes it. So one session serves all threads at once, with one copy of the
         # weights: as fast as a session each, and 25 MB a thread less.
