@@ -173,4 +173,4 @@ def test_a_log_that_is_switched_off_takes_everything_and_keeps_nothing() -> None
     log.start()
     log.write(an_outcome())
     log.stop()
-    assert log.stats() == {}
+    assert not any(log.stats().values())
