@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -49,6 +50,8 @@ from semcache.types import Entry, Key
 ANSWER_WORDS = 80  # about 900 bytes of JSON
 THRESHOLD = 0.90
 LOOKUPS = 1000  # a round
+LOOKUP_GOAL_MS = 2.0
+BUILD_S = 60.0  # how long the first start may take to build its index
 SAMPLES = 300  # requests, one at a time, for a median
 EXACT_ONLY = ("Semcache-Control: tier=exact",)
 PARTS = ("exact", "semantic", "miss", "rest", "restart")
@@ -219,8 +222,13 @@ class Bench:
         asyncio.run(_fill(store, entries))
         console.print(f"  {entries:,} entries stored in {time.monotonic() - began:.0f} s", style="dim")
         began = time.monotonic()
-        child, _ = self._start_proxy("full")  # this one builds the index, and leaves its snapshot
+        child, url = self._start_proxy("full")  # this one builds the index in the background, and leaves its snapshot
         console.print(f"  first start with them, no snapshot: {time.monotonic() - began:.1f} s", style="dim")
+        while (
+            median(_search_times(url, next(self._numbers), 50)) > LOOKUP_GOAL_MS and time.monotonic() - began < BUILD_S
+        ):
+            pass  # asking is the only way to see from outside that the faster index has taken over
+        console.print(f"  lookups fast after {time.monotonic() - began:.1f} s", style="dim")
         child.stop()
         times, lookups = [], []
         for number in range(self._rounds):
@@ -232,7 +240,10 @@ class Bench:
             child.stop()
         yield at_most(f"restart with {entries:,} entries until ready", "s", median(times), 5.0)
         yield at_most(
-            f"lookup among {entries:,}, p99 (Server-Timing: search)", "ms", float(np.percentile(lookups, 99)), 2.0
+            f"lookup among {entries:,}, p99 (Server-Timing: search)",
+            "ms",
+            float(np.percentile(lookups, 99)),
+            LOOKUP_GOAL_MS,
         )
         console.print(f"  lookup p50 {median(lookups):.2f} ms; resident {resident:.0f} MB", style="dim")
 
@@ -273,8 +284,12 @@ def _search_times(url: str, first: int, count: int) -> list[float]:
     with Caller(url) as caller:
         for number in range(first, first + count):
             _, head, _ = caller.ask(chat(f"question of {number} words that nobody asked"))
-            phases = dict(phase.strip().split(";dur=") for phase in header(head, "Server-Timing").split(","))
-            times.append(float(phases["search"]))
+            timing = header(head, "Server-Timing")
+            found = re.search(r"search;dur=([0-9.]+)", timing)
+            if found:  # else its embedding was late, and nothing was searched
+                times.append(float(found[1]))
+    if not times:
+        raise StartError("no question was looked up by meaning")
     return times
 
 
