@@ -12,49 +12,44 @@ because every deadline and every refusal has to be in one place. The rules:
 from __future__ import annotations
 
 import asyncio
-import re
 import socket
 import struct
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from math import inf
-from types import TracebackType
 from typing import Any, Protocol, cast
 
 from aiohttp import web
 from aiohttp.base_protocol import BaseProtocol
-from aiohttp.http import HttpRequestParser, HttpVersion10, HttpVersion11, RawRequestMessage, StreamWriter
-from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.http import HttpRequestParser, HttpVersion11, RawRequestMessage, StreamWriter
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
-from yarl import URL
 
 from semcache import config
 from semcache.errors import ClientError, SemcacheError
+from semcache.head import (
+    MAX_FIELDS,
+    MAX_HEAD_BYTES,
+    MAX_LINE_BYTES,
+    Refusal,
+    head_too_large,
+    in_origin_form,
+    is_request_line,
+    judge,
+    malformed,
+    objection,
+    path_of,
+)
 from semcache.sending import ClientGone, closing_response, whole_response
 
-MAX_LINE_BYTES = 8190  # the request line's target, and each field: what nginx and Apache take
-MAX_FIELDS = 128
-MAX_HEAD_BYTES = 64 * 1024  # of fields that are each short enough
 MAX_CHUNK_OVERHEAD_BYTES = 8 * 1024  # of chunk extensions and trailers between two bytes of a body
 READ_BUFFER_BYTES = 64 * 1024  # of a body that nobody reads yet; twice that, and the socket is left alone
 MAX_PIPELINED = 16  # requests read ahead
 SLICE_BYTES = 4 * 1024  # input is parsed in slices of this where the overhead has to be seen
 LINGER_S = 5.0  # after a last response the client may still be sending; closing at once would cost it the response
 
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_REQUEST_LINE = re.compile(rb"\S+ (\S+) HTTP/(\d+(?:\.\d+)?)\r?")
-
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 ErrorPage = Callable[[str, SemcacheError], tuple[bytes, str]]  # path or "", error -> body, content type
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Stands in the queue where a request would have stood; always the last."""
-
-    error: SemcacheError
-    path: str  # as far as it could be read: it chooses the form of the error
 
 
 class Owner(Protocol):
@@ -110,7 +105,7 @@ class Connection(BaseProtocol):
         self._task: asyncio.Task[None] | None = None  # while requests are answered
         self._request: Request | None = None  # the one under way
         self._incoming: StreamReader | None = None  # the body that is being received
-        self._incoming_chunked = False
+        self._incoming_length: int | None = None  # None: chunked
         self._incoming_bytes = 0  # of it, when last looked at
         self._fruitless = 0  # bytes received since the last that completed a head or belonged to a body
         self._opening = b""  # the first line of a head that comes in several segments
@@ -119,7 +114,7 @@ class Connection(BaseProtocol):
         self._served = False
         self._due = inf  # without a task: when the next head has to be complete, or the client has to be gone
         self._written = 0  # bytes, ever
-        self._taken = 0  # of those, by the kernel, when last looked at
+        self._taken = -1  # of those, by the kernel, when last looked at; -1: all
         self._taken_at = 0.0
 
     # Opening and closing
@@ -129,9 +124,9 @@ class Connection(BaseProtocol):
         self.peername = transport.get_extra_info("peername")
         self.sockname = transport.get_extra_info("sockname")
         self._due = self._owner.now() + self._owner.settings.header_timeout
-        objection = self._owner.opened(self)
-        if objection is not None:
-            self._refuse(Refusal(objection, ""))
+        error = self._owner.opened(self)
+        if error is not None:
+            self._refuse(Refusal(error, ""))
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)  # wakes whoever waits for room
@@ -195,7 +190,7 @@ class Connection(BaseProtocol):
             return
         if self._fruitless and not self._deaf:
             error = ClientError("the request's head did not arrive in time", status=408, code="head_timeout")
-            self._refuse(Refusal(error, _path_of(self._opening)))
+            self._refuse(Refusal(error, path_of(self._opening)))
         elif self._deaf:
             transport.abort()
         else:
@@ -230,17 +225,19 @@ class Connection(BaseProtocol):
             # The parser puts no limit on chunk extensions and trailers. Fed in slices, it shows when they go on and on.
             start = 0
             while start < len(data) and not self._deaf:
-                end = len(data) if self._is_counted() else start + SLICE_BYTES
+                end = start + max(SLICE_BYTES, self._counted_ahead())
                 self._parse(data[start:end])
                 start = end
+        if len(self._queue) >= MAX_PIPELINED and not self._buffer_paused:
+            self._pause_reading_for_buffer()
         if self._queue and self._task is None:
             self._task = self._loop.create_task(self._serve())
-        elif len(self._queue) >= MAX_PIPELINED and not self._buffer_paused:
-            self._pause_reading_for_buffer()
 
-    def _is_counted(self) -> bool:
-        """Whether a body of known length is being received: no overhead is possible until it ends."""
-        return self._incoming is not None and not self._incoming_chunked
+    def _counted_ahead(self) -> int:
+        """Bytes to come of a body whose length is known: until it ends there can be no overhead."""
+        if self._incoming is None or self._incoming_length is None:
+            return 0
+        return self._incoming_length - self._incoming_bytes
 
     def _parse(self, data: bytes) -> None:
         parser = self._parser
@@ -249,14 +246,16 @@ class Connection(BaseProtocol):
             received, upgraded, _ = parser.feed_data(data)
         except HttpProcessingError as exc:
             head = self._opening + data
-            self._refuse_input(_judge(exc, head), head)
+            self._refuse_input(judge(exc, head), head)
             return
         if received:
             self._queue.extend(received)
             message, body = received[-1]
-            self._incoming = None if body.is_eof() else body
-            self._incoming_chunked = message.chunked
-            self._incoming_bytes = body.total_bytes
+            self._incoming = None
+            if not body.is_eof():
+                self._incoming = body
+                self._incoming_bytes = body.total_bytes
+                self._incoming_length = None if message.chunked else int(message.headers["Content-Length"])
             self._fruitless = 0
             self._opening = b""
             self._deaf = upgraded  # we stay with HTTP/1.1; what follows is another protocol's
@@ -288,22 +287,21 @@ class Connection(BaseProtocol):
         if b"\n" not in self._opening:
             self._opening += data
             line, ended, _ = self._opening.partition(b"\n")
-            if ended and not _REQUEST_LINE.fullmatch(line):  # HTTP/0.9 ends here: waiting for fields would be in vain
-                self._refuse_input(_malformed(), self._opening)
+            if ended and not is_request_line(line):  # HTTP/0.9 ends here: waiting for fields would be in vain
+                self._refuse_input(malformed(), self._opening)
                 return
         if self._fruitless > MAX_HEAD_BYTES:
-            self._refuse_input(_head_too_large(), self._opening)
+            self._refuse_input(head_too_large(), self._opening)
 
     def _refuse_input(self, error: ClientError, head: bytes = b"") -> None:
         """The input makes no sense from here on. A request under way learns it while it reads, or is answered first."""
         self._deaf = True
-        if self._incoming is not None:
+        if self._incoming is not None and not self._incoming.is_eof():
             self._incoming.set_exception(error)
-            self._incoming = None
         elif self._task is not None or self._queue:
-            self._queue.append(Refusal(error, _path_of(head)))
+            self._queue.append(Refusal(error, path_of(head)))
         else:
-            self._refuse(Refusal(error, _path_of(head)))
+            self._refuse(Refusal(error, path_of(head)))
 
     # Output
 
@@ -322,11 +320,20 @@ class Connection(BaseProtocol):
         self._written += len(data)
         transport.write(data)
 
+    def go_on(self) -> None:
+        """Not counted as written: the response has not begun."""
+        if self.transport is not None:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
     async def drained(self) -> None:
-        if self._paused:
+        if not self._paused:
+            return
+        try:
             await self._drain_helper()
-            if self.transport is None:
-                raise ClientGone("the client has closed the connection")
+        except ConnectionError as exc:
+            raise ClientGone("the client has closed the connection") from exc
+        if self.transport is None:
+            raise ClientGone("the client has closed the connection")
 
     # Requests
 
@@ -370,19 +377,16 @@ class Connection(BaseProtocol):
 
     async def _answer(self, message: RawRequestMessage, body: StreamReader) -> bool:
         """Return whether the connection can be used further."""
-        objection = _objection(message, self._all_ascii)
-        if objection is not None:
-            self._refuse(Refusal(objection, message.url.path))
+        error = objection(message, self._all_ascii)
+        if error is not None:
+            self._refuse(Refusal(error, message.url.path))
             return False
-        if message.path[0] != "/" and message.url.absolute:
-            # Sent as if to a forward proxy. Where a request goes is not for its sender to say.
-            path, query = message.url.raw_path or "/", message.url.raw_query_string
-            url = URL.build(path=path, query_string=query, encoded=True)
-            message = message._replace(path=f"{path}?{query}" if query else path, url=url)
         owner = self._owner
         writer = StreamWriter(self, self._loop)
         task = cast("asyncio.Task[None]", self._task)
-        request = self._request = Request(message, body, cast(web.RequestHandler, self), writer, task, self._loop)
+        request = self._request = Request(
+            in_origin_form(message), body, cast(web.RequestHandler, self), writer, task, self._loop
+        )
         before = self._written
         owner.requests += 1
         try:
@@ -390,28 +394,30 @@ class Connection(BaseProtocol):
             await response.prepare(request)
             await response.write_eof()
             return bool(response.keep_alive)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as exc:
+            if not task.cancelling():  # not meant for us: something that the handler waited for was cancelled
+                return await self._recover(request, exc, begun=self._written != before)
             # The client has left, or the drain is over. What is sent must not pass for the whole.
             self.sever(by_reset=request.version != HttpVersion11)
             raise
         except Exception as exc:
-            if self.transport is None or self.transport.is_closing():
-                return False
-            if isinstance(exc, SemcacheError):
-                error = exc
-            else:
-                owner.failed(exc)
-                error = SemcacheError("internal error")
-            if self._written != before or writer.output_size:
-                self.sever(by_reset=request.version != HttpVersion11)
-                return False
-            return await self._explain(request, error)
+            return await self._recover(request, exc, begun=self._written != before)
         finally:
             owner.requests -= 1
             self._written += writer.output_size
             self._request = None
 
-    async def _explain(self, request: Request, error: SemcacheError) -> bool:
+    async def _recover(self, request: Request, exc: BaseException, *, begun: bool) -> bool:
+        """Tell the client of a failure, or break off what has begun. Return whether the connection can be used on."""
+        is_gone = self.transport is None or self.transport.is_closing()
+        error = exc if isinstance(exc, SemcacheError) else SemcacheError("internal error")
+        if error is not exc and not (is_gone and isinstance(exc, ConnectionError)):
+            self._owner.failed(exc)
+        if is_gone:
+            return False
+        if begun or request.writer.output_size:
+            self.sever(by_reset=request.version != HttpVersion11)
+            return False
         page, content_type = self._owner.error_page(request.path, error)
         headers = [("Content-Type", content_type), *getattr(error, "headers", {}).items()]
         response = whole_response(request, error.status, headers, page)
@@ -431,81 +437,8 @@ class Connection(BaseProtocol):
         self._end()
 
 
-def _objection(message: RawRequestMessage, all_ascii: bool) -> ClientError | None:
-    """Why a request that the parser let through is not served all the same."""
-    version = message.version
-    if version != HttpVersion11:
-        if version < HttpVersion10:
-            return _malformed()
-        if version > HttpVersion11:
-            return _version()
-        if message.chunked:  # RFC 9112 section 6.1: faulty framing
-            return _malformed()
-    if message.method not in _METHODS:
-        return ClientError("this method is not served", status=501, code="unknown_method")
-    if message.chunked and message.headers["Transfer-Encoding"].strip().lower() != "chunked":
-        return ClientError("this transfer coding is not understood", status=501, code="unknown_transfer_coding")
-    if not all_ascii and not all(_is_text(name) and _is_text(value) for name, value in message.raw_headers):
-        return ClientError("a header field is not UTF-8", code="malformed")
-    return None
-
-
-def _judge(exc: HttpProcessingError, head: bytes) -> ClientError:
-    """What the parser stumbled over. Its own words quote the request, so they are never used."""
-    line, ended, _ = head.lstrip(b"\r\n").partition(b"\n")
-    if isinstance(exc, LineTooLong):
-        if not ended or len(line) > MAX_LINE_BYTES:
-            return ClientError("the request's target is too long", status=414, code="uri_too_long")
-        return _head_too_large()
-    if exc.message == "Too many headers received":
-        return _head_too_large()
-    found = _REQUEST_LINE.fullmatch(line)
-    if found and found[2] > b"1.1":
-        return _version()
-    return _malformed()
-
-
-def _malformed() -> ClientError:
-    return ClientError("the request is not well-formed HTTP/1.1", code="malformed")
-
-
-def _version() -> ClientError:
-    return ClientError("only HTTP/1.1 is spoken here", status=505, code="http_version")
-
-
-def _head_too_large() -> ClientError:
-    return ClientError("the request's header fields are too large or too many", status=431, code="head_too_large")
-
-
-def _path_of(head: bytes) -> str:
-    """The path of an unfinished or faulty head, as far as it can be seen: it only chooses the form of the error."""
-    found = re.match(rb"\s*\S+ (/[!-~]*)", head[:MAX_LINE_BYTES])
-    return found[1].split(b"?")[0].decode("ascii") if found else ""
-
-
-def _is_text(value: bytes) -> bool:
-    if value.isascii():
-        return True
-    try:
-        value.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
 def _reset_on_close(transport: asyncio.Transport) -> None:
     """Make the end of this connection a reset: the only break that is visible where the end of a body is the close."""
     sock = transport.get_extra_info("socket")
     if sock is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
-def where(exc: BaseException) -> str:
-    """Where an exception was raised, innermost first, without its text: that may hold parts of the request."""
-    places = []
-    trace: TracebackType | None = exc.__traceback__
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        places.append(f"{code.co_filename.rpartition('/')[2]}:{trace.tb_lineno} {code.co_name}")
-        trace = trace.tb_next
-    return " < ".join(reversed(places[-6:]))

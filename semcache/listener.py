@@ -14,10 +14,11 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any
 
 from semcache import config
-from semcache.client_connection import Connection, ErrorPage, Handler, where
+from semcache.client_connection import Connection, ErrorPage, Handler
 from semcache.errors import ClientError, SemcacheError, StartError
 from semcache.reading import read_body, stream_body
 from semcache.sending import ClientGone, Sender, whole_response
@@ -155,7 +156,7 @@ class Listener:
         self._refused[reason] += 1
 
     def failed(self, exc: BaseException) -> None:
-        self._complaints.tell("handler", "a request failed: %s at %s", type(exc).__name__, where(exc))
+        self._complaints.tell("handler", "a request failed: %s at %s", type(exc).__name__, _where(exc))
 
     def _trouble(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Without open files accept fails over and over, and asyncio logs each failure."""
@@ -185,6 +186,17 @@ class Complaints:
         if lines < LINES_PER_S:
             suffix = f" (and {left_out} more like it)" if left_out else ""
             log.warning(message + suffix, *values)
+
+
+def _where(exc: BaseException) -> str:
+    """Where an exception was raised, innermost first, without its text: that may hold parts of the request."""
+    places = []
+    trace: TracebackType | None = exc.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        places.append(f"{code.co_filename.rpartition('/')[2]}:{trace.tb_lineno} {code.co_name}")
+        trace = trace.tb_next
+    return " < ".join(reversed(places[-6:]))
 
 
 def _max_connections(wanted: int) -> int:

@@ -21,7 +21,8 @@ FLOOR_BYTES_S = 64 * 1024  # and beyond it a second more for so much received: a
 
 
 class _Wire(Protocol):
-    def write(self, data: bytes) -> None: ...
+    def go_on(self) -> None:
+        """Tell a client that waits for it to send its body."""
 
 
 async def read_body(request: web.BaseRequest, settings: config.Server, limit_bytes: int | None = None) -> bytes:
@@ -80,7 +81,7 @@ def accept_body(request: web.BaseRequest, limit_bytes: int) -> None:
     if expectation.lower() != "100-continue":
         raise ClientError("this expectation cannot be met", status=417, code="expectation_failed")
     if request.version == HttpVersion11 and not request.content.total_bytes:  # else it did not wait
-        cast(_Wire, request.protocol).write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        cast(_Wire, request.protocol).go_on()
 
 
 def _check(request: web.BaseRequest, limit_bytes: int) -> None:

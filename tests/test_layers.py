@@ -24,7 +24,7 @@ STOREYS: tuple[tuple[set[str], ...], ...] = (
         {"usage"},
         {"audit"},
         {"telemetry", "request_log"},
-        {"listener", "client_connection", "reading", "sending"},
+        {"listener", "client_connection", "head", "reading", "sending"},
         {"status_headers"},
         {"workers"},
         {"children"},

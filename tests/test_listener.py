@@ -304,11 +304,14 @@ async def test_requests_that_are_served(name: str) -> None:
             assert (await client.ask()).status == 200
 
 
-async def test_pipelined_requests_are_answered_in_order_and_do_not_wait_for_each_other_s_segments() -> None:
+async def test_pipelined_requests_are_answered_in_order_however_many_come_in_one_segment() -> None:
     async with serving() as server:
         client = await server.connect()
-        client.write(b"".join(post(b"%03d" % n, b"Content-Length: 3\r\n", b"/%d" % n) for n in range(100)))
-        for n in range(100):
+        client.write(b"".join(b"GET /%d HTTP/1.1\r\nHost: p\r\n\r\n" % n for n in range(120)))
+        for n in range(120):
+            assert (await client.reply()).body == b"GET /%d " % n
+        client.write(b"".join(post(b"%03d" % n, b"Content-Length: 3\r\n", b"/%d" % n) for n in range(300)))
+        for n in range(300):
             assert (await client.reply()).body == b"POST /%d %03d" % (n, n)
 
 
@@ -332,6 +335,26 @@ async def test_garbage_after_a_request_is_refused_after_its_answer() -> None:
         assert (refusal.status, refusal.body) == (400, b"400 on /v1/messages: the request is not well-formed HTTP/1.1")
         assert await client.rest() == b""
         assert len(server.seen) == 1
+
+
+async def test_garbage_behind_a_body_that_comes_late_does_not_spoil_it() -> None:
+    async with serving() as server:
+        client = await server.connect()
+        client.write(post(b"ab", b"Content-Length: 4\r\n"))
+        await until(lambda: server.seen)
+        client.write(b"cd\0" + GET)
+        assert (await client.reply()).body == b"POST /v1/x abcd"
+        assert (await client.reply()).status == 400
+        assert await client.rest() == b""
+        assert len(server.seen) == 1
+
+
+async def test_a_long_chunk_extension_behind_another_body_is_seen() -> None:
+    async with serving() as server:
+        client = await server.connect()
+        extended = post(b"1;x=%b\r\na\r\n0\r\n\r\n" % (b"y" * 20_000), CHUNKED)
+        assert (await client.ask(post(b"a" * 5000, b"Content-Length: 5000\r\n") + extended)).status == 200
+        assert (await client.reply()).status == 400
 
 
 async def test_a_body_that_looks_like_a_request_stays_a_body() -> None:
@@ -474,6 +497,13 @@ async def test_a_client_that_waits_for_leave_gets_it_once_the_checks_have_passed
         assert (await client.reply()).body == b"POST /v1/x abc"
         reply = await client.ask(post(fields=b"Content-Length: 3\r\nExpect: a-miracle\r\n"))
         assert (reply.status, reply.headers["connection"]) == (417, "close")
+
+
+async def test_a_client_that_got_leave_and_sends_nothing_is_told_so() -> None:
+    async with serving(body_timeout=0.05) as server:
+        client = await server.connect()
+        assert (await client.ask(post(fields=b"Content-Length: 3\r\nExpect: 100-continue\r\n"))).status == 100
+        assert (await client.reply()).status == 408
 
 
 async def test_a_client_that_waits_for_leave_is_refused_without_it() -> None:
@@ -683,6 +713,17 @@ async def test_an_unforeseen_error_is_a_500_without_its_story(caplog: pytest.Log
         assert "(and 40 more like it)" in caplog.records[-1].getMessage()
         assert "ValueError at test_listener.py" in caplog.text
         assert SECRET.decode() not in caplog.text
+
+
+async def test_a_cancellation_that_was_not_meant_for_the_handler_is_an_error_like_others() -> None:
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        other = asyncio.create_task(asyncio.Event().wait())
+        other.cancel()
+        await other
+        raise AssertionError
+
+    async with serving(handler) as server:
+        assert (await server.ask()).status == 500
 
 
 # Breaks
