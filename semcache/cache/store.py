@@ -29,7 +29,16 @@ from semcache.cache import store_log as log_sql
 from semcache.cache.entry_codec import DamagedRow, EntryCodec
 from semcache.cache.hot import HotEntries
 from semcache.cache.store_file import Database, open_database
-from semcache.cache.store_ledger import CATCH_UP_CHANGES, REMOVE_AT_ONCE, Apply, Kept, Ledger, Put
+from semcache.cache.store_ledger import (
+    CATCH_UP_CHANGES,
+    KEEP_PURGES,
+    KEEP_TOMBSTONES,
+    REMOVE_AT_ONCE,
+    Apply,
+    Kept,
+    Ledger,
+    Put,
+)
 from semcache.cache.store_thread import WriterThread
 from semcache.config import Cache
 from semcache.errors import ConfigError, StartError, StoreFault
@@ -227,6 +236,7 @@ class SqliteStore:
             return len(await self._on_reader(lambda db: log_sql.selected_seqs(db, selector, self.last_seq + 1)))
         before = await self._writer.call(lambda: self._ledger.record_purge(selector, erase=False))
         removed = await self.remove(await self._on_reader(lambda db: log_sql.selected_seqs(db, selector, before)))
+        await self._writer.call(self._ledger.sync)  # a power cut may undo a put, but not what an operator asked for
         if erase:
             # A second record, now that the entries are gone, tells other processes to make their snapshots anew.
             await self._writer.call(lambda: self._ledger.record_purge(selector, erase=True))
@@ -256,9 +266,9 @@ class SqliteStore:
             await self._writer.call(self._ledger.make_room)
         return removed
 
-    async def compact(self) -> None:
+    async def compact(self, keep_tombstones: int = KEEP_TOMBSTONES, keep_purges: int = KEEP_PURGES) -> None:
         """Forget tombstones and purge records that are too old to matter. Raises StoreFault."""
-        await self._writer.call(self._ledger.compact)
+        await self._writer.call(lambda: self._ledger.compact(keep_tombstones, keep_purges))
 
     async def export(self) -> AsyncGenerator[bytes, None]:
         """Yield lines of JSON: a header, then every entry there is when its turn comes. Damaged ones are left out."""

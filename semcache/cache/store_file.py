@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 APPLICATION_ID = 0x53454D43  # "SEMC": PRAGMA application_id
 PAGE_BYTES = 8192  # an entry is about 2.7 KB: 4 KB pages would hold one each and make the file half as large again
-WAL_PAGES = 4096  # 32 MB between checkpoints: their fsync then costs less than the inserts
+WAL_PAGES = 2048  # 16 MB between checkpoints: their fsync then costs less than the inserts
 READER_BUSY_S = 0.1  # readers never wait for the writer in WAL mode, only for a program that locked the whole file
 CHECKED_BYTES = 512 * 2**20  # files up to this are checked page by page at every start (about 0.5 s per GB from memory)
 

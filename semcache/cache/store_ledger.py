@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from semcache.cache import store_log as log_sql
@@ -29,7 +30,8 @@ CATCH_UP_CHANGES = 4096  # to a step: some 10 ms, so that others get their turn
 REMOVE_AT_ONCE = 500  # rows to a transaction: some 20 ms, so that puts get their turn
 KEEP_TOMBSTONES = 100_000  # a follower further behind than this rebuilds; 20 bytes each
 KEEP_PURGES = 10_000  # an entry whose flight began before the oldest of these is refused
-RESERVE_BYTES = 8 * 2**20  # two transactions that delete REMOVE_AT_ONCE rows spread over the whole file
+LOCK_POLL_S = 0.0005
+RESERVE_BYTES = 24 * 2**20  # the log's 16 MB, to be moved into the database, and a deletion of REMOVE_AT_ONCE rows
 ERASE_BUSY_S = 10.0  # how long an erase waits for readers of other processes to let go of the log
 
 
@@ -81,6 +83,7 @@ class Ledger:
         self.foreign_changes = 0
         self.apply_faults = 0
         self._erased_elsewhere = False
+        self._db.execute("PRAGMA busy_timeout=0")  # see _begin
         with self._snapshot():
             self._version = self._data_version()
             self.last_seq = log_sql.newest_seq(self._db)
@@ -159,11 +162,11 @@ class Ledger:
             self.entries = log_sql.count_entries(self._db)
         return self.entries
 
-    def compact(self) -> None:
-        """Forget tombstones and purges that nobody can need any more. Raises StoreFault."""
+    def compact(self, keep_tombstones: int, keep_purges: int) -> None:
+        """Forget all but the newest tombstones and purges. Raises StoreFault."""
         with self._transaction():
-            floor = max(self.floor_seq, log_sql.forget(self._db, "tombstones", KEEP_TOMBSTONES))
-            purge_floor = max(self._purge_floor, log_sql.forget(self._db, "purges", KEEP_PURGES))
+            floor = max(self.floor_seq, log_sql.forget(self._db, "tombstones", keep_tombstones))
+            purge_floor = max(self._purge_floor, log_sql.forget(self._db, "purges", keep_purges))
             log_sql.set_meta(self._db, "floor", floor)
             log_sql.set_meta(self._db, "purge_floor", purge_floor)
         self.floor_seq, self._purge_floor = floor, purge_floor
@@ -184,21 +187,32 @@ class Ledger:
         except (sqlite3.Error, OSError) as exc:
             raise StoreFault(f"deleted, but copies may be left in the store's files: {exc}; erase again") from exc
         finally:
-            self._db.execute(f"PRAGMA busy_timeout={int(self._database.busy_s * 1000)}")
+            self._db.execute("PRAGMA busy_timeout=0")
 
     def make_room(self) -> None:
-        """After a full disk and an eviction: give the log's space back and fill the reserve. Raises StoreFault."""
+        """After a full disk and an eviction: give the log's space back, and fill the reserve. Raises StoreFault.
+
+        The entries that are gone have left pages that new ones can use, even where the reserve can not be had back.
+        """
         with self._faults():
             self._cut_log()
-        self.disk_full = not self._reserve.fill()
+        self._reserve.fill()
+        self.disk_full = False
+
+    def sync(self) -> None:
+        """Make what is committed survive a power cut, too. Raises StoreFault."""
+        with self._faults():
+            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
     def _even_if_full(self, write: Callable[[], int]) -> int:
-        """Deleting needs room, too: on a full disk the reserve gives it."""
+        """Deleting needs room, too: on a full disk the reserve gives it, and the log once it is cut."""
         try:
             return write()
         except StoreFault:
             if not (self.disk_full and self._reserve.release()):
                 raise
+            with suppress(StoreFault), self._faults():
+                self._cut_log()
             return write()
 
     def poll(self) -> None:
@@ -229,7 +243,7 @@ class Ledger:
                 apply(missed)
 
     def _is_purged(self, put: Put) -> bool:
-        newest = self._purges[-1].seq if self._purges else 0
+        newest = self._purges[-1].seq if self._purges else self._purge_floor
         if put.since_seq >= newest:  # nearly always
             return False
         if put.since_seq < self._purge_floor:
@@ -249,7 +263,7 @@ class Ledger:
         foreign: list[Change] = []
         changes: list[Change] = []
         with self._faults():
-            self._db.execute("BEGIN IMMEDIATE")
+            self._begin()
             try:
                 foreign = self._read_foreign()
                 yield changes
@@ -263,6 +277,18 @@ class Ledger:
             finally:
                 self._deliver(foreign + changes)  # what others wrote counts, whatever became of ours
                 self._next = self.last_seq
+
+    def _begin(self) -> None:
+        """Take the write lock. SQLite's own wait looks again after up to 100 ms; other workers hold it for 1 or 2."""
+        deadline = time.monotonic() + self._database.busy_s
+        while True:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as exc:
+                if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                    raise
+                time.sleep(LOCK_POLL_S)
 
     def _read_foreign(self) -> list[Change]:
         """Everything after `last_seq`; inside a transaction, so that nothing can come between."""
@@ -288,15 +314,15 @@ class Ledger:
     def _deliver(self, changes: Sequence[Change]) -> None:
         if not changes:
             return
+        removed = [seq for change in changes for seq in change.removed]
+        if removed:
+            self._on_removed(removed)
         if self._apply is not None:
             try:
                 self._apply(changes)
             except Exception:  # a fault of the follower must not fail the writers
                 self.apply_faults += 1
                 log.exception("store: the index failed to apply changes up to %d", changes[-1].seq)
-        removed = [seq for change in changes for seq in change.removed]
-        if removed:
-            self._on_removed(removed)
         self.entries += sum(change.added is not None for change in changes) - len(removed)
         self.last_seq = changes[-1].seq
         if self._erased_elsewhere:  # only now: a snapshot of the index must not be taken before the removals are in it

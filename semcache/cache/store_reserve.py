@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-FREE_FACTOR = 4  # the reserve is taken only where this many times as much is free, so that it fills no disk itself
+FREE_FACTOR = 2  # the reserve is taken only where this many times as much is free, so that it fills no disk itself
 
 
 class Reserve:
