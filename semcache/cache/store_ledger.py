@@ -30,7 +30,7 @@ CATCH_UP_CHANGES = 4096  # to a step: some 10 ms, so that others get their turn
 REMOVE_AT_ONCE = 500  # rows to a transaction: some 20 ms, so that puts get their turn
 KEEP_TOMBSTONES = 100_000  # a follower further behind than this rebuilds; 20 bytes each
 KEEP_PURGES = 10_000  # an entry whose flight began before the oldest of these is refused
-LOCK_POLL_S = 0.0005
+LOCK_RETRY_S = 0.005
 RESERVE_BYTES = 24 * 2**20  # the log's 16 MB, to be moved into the database, and a deletion of REMOVE_AT_ONCE rows
 ERASE_BUSY_S = 10.0  # how long an erase waits for readers of other processes to let go of the log
 
@@ -83,7 +83,6 @@ class Ledger:
         self.foreign_changes = 0
         self.apply_faults = 0
         self._erased_elsewhere = False
-        self._db.execute("PRAGMA busy_timeout=0")  # see _begin
         with self._snapshot():
             self._version = self._data_version()
             self.last_seq = log_sql.newest_seq(self._db)
@@ -92,6 +91,7 @@ class Ledger:
             self._purges = log_sql.purges_kept(self._db)
             self.entries = log_sql.count_entries(self._db)  # an estimate once other processes write, too
         self._next = self.last_seq
+        self._wait_no_longer_than(LOCK_RETRY_S)
 
     def put(self, puts: Sequence[Put]) -> list[Kept | StoreFault]:
         """Keep all of them in one transaction; what is wrong with one is its own outcome. Raises StoreFault."""
@@ -178,7 +178,7 @@ class Ledger:
         Measured over 6 x 6,000 rows of mixed sizes: without secure_delete nearly every copy stays; with it, and the log
         cut, one or two still did, in pages that b-tree balancing had moved cells out of. Only VACUUM leaves none.
         """
-        self._db.execute(f"PRAGMA busy_timeout={int(ERASE_BUSY_S * 1000)}")
+        self._wait_no_longer_than(ERASE_BUSY_S)
         try:
             self._cut_log()
             self._db.execute("VACUUM")
@@ -187,7 +187,7 @@ class Ledger:
         except (sqlite3.Error, OSError) as exc:
             raise StoreFault(f"deleted, but copies may be left in the store's files: {exc}; erase again") from exc
         finally:
-            self._db.execute("PRAGMA busy_timeout=0")
+            self._wait_no_longer_than(LOCK_RETRY_S)
 
     def make_room(self) -> None:
         """After a full disk and an eviction: give the log's space back, and fill the reserve. Raises StoreFault.
@@ -279,7 +279,11 @@ class Ledger:
                 self._next = self.last_seq
 
     def _begin(self) -> None:
-        """Take the write lock. SQLite's own wait looks again after up to 100 ms; other workers hold it for 1 or 2."""
+        """Take the write lock.
+
+        SQLite's own wait backs off to 100 ms between two looks, where other workers hold the lock for one or two: we
+        let it wait for a few milliseconds only, again and again.
+        """
         deadline = time.monotonic() + self._database.busy_s
         while True:
             try:
@@ -288,7 +292,9 @@ class Ledger:
             except sqlite3.OperationalError as exc:
                 if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
                     raise
-                time.sleep(LOCK_POLL_S)
+
+    def _wait_no_longer_than(self, busy_s: float) -> None:
+        self._db.execute(f"PRAGMA busy_timeout={int(busy_s * 1000)}")
 
     def _read_foreign(self) -> list[Change]:
         """Everything after `last_seq`; inside a transaction, so that nothing can come between."""
