@@ -7,6 +7,7 @@ up with the store, so a restart is no outage. Ready means: questions can be embe
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -37,6 +38,8 @@ from semcache.usage import Ledger, load_prices
 from semcache.workers import supervise
 
 log = logging.getLogger(__name__)
+
+GC_THRESHOLD = 20_000  # objects: a request makes some hundred, nearly all freed by reference counts
 
 
 class App:
@@ -116,8 +119,12 @@ class App:
         store, index = self.store, self.index
         await asyncio.to_thread(index.load_snapshot, store.id, store.last_seq, store.floor_seq)
         await store.follow(index.position, index.apply, self.embedder.stamp)
-        self._unready = []
         self.upkeep.start()
+        # What was built so far lives as long as the process: the collector need not walk a large index again and again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GC_THRESHOLD, 20, 50)
+        self._unready = []
 
     async def caught_up(self) -> None:
         """Wait until ready. Raises what the start stumbled over."""

@@ -18,6 +18,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from time import monotonic, perf_counter
 from typing import Protocol
 
@@ -119,6 +120,7 @@ class Pipeline:
         self.flights: Flights[Recording] = Flights()
         self._plans: LRUCache[tuple[object, ...], Plan] = LRUCache(PLANS)
         self._learned: TTLCache[bytes, Unstorable] = TTLCache(10_000, LEARNED_S, timer=monotonic)
+        self._route = lru_cache(1024)(self._route_uncached)
         self.stored = 0
         self.unstorable: Counter[Unstorable] = Counter()
         self.faults: Counter[str] = Counter()
@@ -141,28 +143,35 @@ class Pipeline:
         self, dialect: Dialect, endpoint: str, headers: Mapping[str, str], body: bytes, tenant: Tenant, namespace: str
     ) -> Plan:
         ask = dialect.parse(endpoint, body, headers)
-        route = pick_route(self._config.routes, ask.model)
+        route, targets = self._route(ask.model, dialect.name, tenant.regions)
         ruling = rule(ask, route.cache, route.match)
         scope = derive_scope(ask, tenant, namespace, route.cache.sharing)
         key = derive_key(ask, scope, self._embedder.stamp if ruling.exact_only is None else None)
-        targets: Sequence[Target] | SemcacheError
-        try:
-            targets = rank(route, self._config.pools, dialect.name, tenant.regions)
-        except SemcacheError as error:
-            targets = error
         return Plan(ask, dialect, tenant, scope, key, route, ruling, targets)
+
+    def _route_uncached(
+        self, model: str | None, dialect: str, regions: frozenset[str]
+    ) -> tuple[Route, Sequence[Target] | SemcacheError]:
+        """The route of a model and the backends it may use, or why there are none. No model: the catch-all route.
+
+        Raises ClientError for a model that no route takes.
+        """
+        routes = self._config.routes
+        route = pick_route(routes, model) if model else next((r for r in routes if "*" in r.models), routes[0])
+        try:
+            return route, rank(route, self._config.pools, dialect, regions)
+        except SemcacheError as error:  # matters only when the request must be forwarded
+            return route, error
 
     def targets_for_path(
         self, path: str, headers: Mapping[str, str], model: str | None, tenant: Tenant
     ) -> Sequence[Target]:
-        """Where a request goes that passes through: by its model if it names one, else by the catch-all route.
-
-        Raises ClientError when no backend may take it.
-        """
+        """Where a request goes that passes through. Raises ClientError when no backend may take it."""
         dialect = "anthropic" if "/messages" in path or "anthropic-version" in headers else "openai"
-        routes = self._config.routes
-        route = pick_route(routes, model) if model else next((r for r in routes if "*" in r.models), routes[0])
-        return rank(route, self._config.pools, dialect, tenant.regions)
+        _, targets = self._route(model, dialect, tenant.regions)
+        if isinstance(targets, SemcacheError):
+            raise targets
+        return targets
 
     # The decision
 

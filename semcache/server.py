@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from itertools import count
 from time import perf_counter
@@ -41,7 +41,8 @@ SCORES_BYTES = 64 * 1024 * 1024  # rendered answers kept in memory
 JSON = "application/json"
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 RECORDED = wire.Identity(None, None)  # a replay under its recorded id and time
-HOLD_BYTES = 1024 * 1024  # an answer is sent in one piece up to this; beyond, as it comes
+
+STOPPING = UpstreamError("the proxy is stopping", status=503, code="stopping")  # at the end of a drain
 
 # Fields of an upstream's reply that we write ourselves. Its Cache-Status stays: ours is appended as the nearest cache.
 _OURS = frozenset({"content-length", "transfer-encoding", "server-timing", "x-request-id"})
@@ -170,15 +171,22 @@ class Server:
         recording = reply.flight.recording
         with reply.flight, recording.join() as follower:
             try:
+                # Nothing of a JSON answer leaves before its end, so there is no need to wake for each of its frames.
+                is_whole = not recording.is_stream and await recording.whole()
                 await recording.begun()
                 self._adopt(recording, outcome)
                 if not reply.in_same_form and recording.status == 200:
                     return await self._render(request, plan, recording, outcome)
+                if recording.is_stream and recording.status != 200:  # an error, and no stream
+                    is_whole = await recording.whole()
+                if not outcome.collapsed:
+                    outcome.stored = recording.stored
+                headers = [*_relayed(recording.headers), *self._own_headers(outcome)]
+                if is_whole:
+                    body = follower.take(include_usage=True)
+                    return self._send_whole(request, recording.status, headers, body, outcome)
                 pieces = follower.pieces(plan.ask.include_usage)
-                if recording.is_stream and recording.status == 200:
-                    headers = [*_relayed(recording.headers), *self._own_headers(outcome)]
-                    return await self._stream(request, plan, recording.status, headers, pieces, outcome)
-                return await self._relay_whole(request, plan, recording, pieces, outcome)
+                return await self._stream(request, plan, recording.status, headers, pieces, outcome)
             finally:
                 if recording.reading is not None:
                     outcome.usage = recording.reading.usage
@@ -196,8 +204,9 @@ class Server:
         self, request: web.BaseRequest, plan: Plan, recording: Recording, outcome: Outcome
     ) -> web.StreamResponse:
         """Another's recording in the other form: it has to be whole first."""
-        reading = await recording.finished()
-        if reading.answer is None:
+        await recording.whole()
+        reading = recording.reading
+        if reading is None or reading.answer is None:
             raise UpstreamError("the answer this request waited for cannot be given in the form asked for")
         form = Form.STREAM if plan.ask.stream else Form.JSON
         score = plan.dialect.prepare(reading.answer, form, include_usage=plan.ask.include_usage and plan.ask.stream)
@@ -205,28 +214,6 @@ class Server:
         headers = [("Content-Type", content_type), *self._own_headers(outcome)]
         body = score.play_whole(plan.dialect.fresh_identity(self._clock()))
         return self._send_whole(request, 200, headers, body, outcome, is_stream=plan.ask.stream)
-
-    async def _relay_whole(
-        self,
-        request: web.BaseRequest,
-        plan: Plan,
-        recording: Recording,
-        pieces: AsyncIterator[bytes],
-        outcome: Outcome,
-    ) -> web.StreamResponse:
-        """A JSON answer or an error, byte for byte: in one piece once it is whole, unless it is too large for that."""
-        held: list[bytes] = []
-        size = 0
-        async for piece in pieces:
-            held.append(piece)
-            size += len(piece)
-            if size > HOLD_BYTES:
-                headers = [*_relayed(recording.headers), *self._own_headers(outcome)]
-                return await self._stream(request, plan, recording.status, headers, _chain(held, pieces), outcome)
-        if not outcome.collapsed:
-            outcome.stored = recording.stored
-        headers = [*_relayed(recording.headers), *self._own_headers(outcome)]
-        return self._send_whole(request, recording.status, headers, b"".join(held), outcome)
 
     async def _stream(
         self,
@@ -248,10 +235,14 @@ class Server:
                 outcome.bytes_out += len(piece)
                 await sender.send(piece)
             return await sender.end()
-        except SemcacheError as error:
+        except (SemcacheError, asyncio.CancelledError) as exc:
+            error = exc if isinstance(exc, SemcacheError) else STOPPING
             outcome.truncated, outcome.error = True, type(error).__name__
             last_words = plan.dialect.error_event(error, outcome.request_id) if plan and plan.ask.stream else b""
-            return await sender.abort(last_words)
+            broken = await sender.abort(last_words)
+            if isinstance(exc, asyncio.CancelledError):
+                raise
+            return broken
 
     def _send_whole(
         self,
@@ -348,12 +339,6 @@ def _relayed(headers: Mapping[str, str]) -> Headers:
 
 def _is_json(request: web.BaseRequest) -> bool:
     return request.method == "POST" and request.headers.get("Content-Type", "").lower().startswith(JSON)
-
-
-async def _chain(held: Iterable[bytes], rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield b"".join(held)
-    async for piece in rest:
-        yield piece
 
 
 async def _paced(

@@ -104,3 +104,25 @@ async def test_a_follower_who_leaves_frees_the_fetch() -> None:
         await asyncio.sleep(0)
     follower.cancel()
     await asyncio.wait_for(writer, 1)
+
+
+async def test_whoever_wants_it_whole_is_woken_once() -> None:
+    recording = Recording(1000, is_stream=False)
+    waiting = asyncio.create_task(recording.whole())
+    for _ in range(3):
+        await recording.extend([Frame(b"x")])
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    recording.finish(END)
+    assert await waiting is True
+
+
+async def test_whoever_wants_it_whole_is_told_when_it_grows_too_large() -> None:
+    recording = Recording(limit_bytes=1000, is_stream=False)
+    with recording.join() as follower:
+        waiting = asyncio.create_task(recording.whole())
+        await asyncio.sleep(0)
+        writing = asyncio.create_task(recording.extend([Frame(b"x" * (WINDOW_BYTES + 1))]))
+        assert await waiting is False
+        assert len(follower.take(include_usage=True)) == WINDOW_BYTES + 1
+        await asyncio.wait_for(writing, 1)

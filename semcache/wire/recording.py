@@ -36,7 +36,8 @@ class Recording:
         self._dropped = 0  # frames no longer kept
         self._held_bytes = 0
         self._followers: list[Follower] = []
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting: list[asyncio.Future[None]] = []  # for any change
+        self._holding: list[asyncio.Future[None]] = []  # for the end
 
     def __repr__(self) -> str:
         state = "finished" if self.reading else "failed" if self.error else "running"
@@ -61,6 +62,7 @@ class Recording:
             self._wake()
         if self._held_bytes > self._limit_bytes:
             self.is_joinable = False
+            self._release()
             while self._held_bytes > WINDOW_BYTES and self._drop_taken() and self._held_bytes > WINDOW_BYTES:
                 await self._change()
 
@@ -68,12 +70,14 @@ class Recording:
         if not self.is_over:
             self.reading = reading
             self._wake()
+            self._release()
 
     def fail(self, error: SemcacheError) -> None:
         """The reply will not be completed. Followers get what there is, then `error`."""
         if not self.is_over:
             self.error = error
             self._wake()
+            self._release()
 
     # The followers' side
 
@@ -84,19 +88,28 @@ class Recording:
                 raise self.error
             await self._change()
 
-    async def finished(self) -> Reading:
-        """Wait for the end, taking nothing. Raises the error of a reply that broke off."""
-        while self.reading is None:
-            if self.error is not None:
-                raise self.error
-            await self._change()
-        return self.reading
+    async def whole(self) -> bool:
+        """Wait until the reply is over, without being woken for each of its frames.
+
+        False when it outgrew what is kept: it must then be followed as it comes. Raises the error of a reply that
+        broke off.
+        """
+        while not self.is_over and self._held_bytes <= max(self._limit_bytes, WINDOW_BYTES):
+            future = asyncio.get_running_loop().create_future()
+            self._holding.append(future)
+            await future
+        if self.error is not None:
+            raise self.error
+        return self.reading is not None
 
     def join(self) -> Follower:
         """Take a place at the beginning. Only while `is_joinable`, or for the one who leads; enter it with `with`."""
         follower = Follower(self)
         self._followers.append(follower)
         return follower
+
+    def has_more_for(self, follower: Follower) -> bool:
+        return follower.position - self._dropped < len(self._frames)
 
     def _leave(self, follower: Follower) -> None:
         self._followers.remove(follower)
@@ -126,9 +139,18 @@ class Recording:
     def _wake(self) -> None:
         if self._waiting:
             waiting, self._waiting = self._waiting, []
-            for future in waiting:
-                if not future.done():
-                    future.set_result(None)
+            _set(waiting)
+
+    def _release(self) -> None:
+        if self._holding:
+            holding, self._holding = self._holding, []
+            _set(holding)
+
+
+def _set(futures: list[asyncio.Future[None]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)
 
 
 class Follower:
@@ -146,12 +168,16 @@ class Follower:
     def __exit__(self, *_: object) -> None:
         self._recording._leave(self)
 
+    def take(self, include_usage: bool) -> bytes:
+        """Everything that is there and was not taken yet."""
+        return b"".join([f.raw for f in self._recording._take(self) if include_usage or not f.usage_only])
+
     async def pieces(self, include_usage: bool) -> AsyncIterator[bytes]:
         """Yield the reply as it comes, all that is there in one piece. Raises the error where the reply broke off."""
         recording = self._recording
         while True:
-            if frames := recording._take(self):
-                if piece := b"".join([f.raw for f in frames if include_usage or not f.usage_only]):
+            if recording.has_more_for(self):
+                if piece := self.take(include_usage):
                     yield piece
             elif recording.error is not None:
                 raise recording.error
