@@ -195,12 +195,15 @@ class Embedder:
         started = perf_counter()
         replies = self._ask_engine([job.text for job in wanted]) if wanted else []
         seconds = perf_counter() - started
-        finish: Callable[[], None] | None = None
-        if len(wanted) == 1 and isinstance(replies[0], np.ndarray) and (asks := wanted[0].waiting()):
-            # In a batch the engine is not kept waiting by searches: the other lane does them.
-            finish = asks[0].search(replies[0])
         done = list(zip(wanted, replies, strict=True))
-        self._loop.call_soon_threadsafe(self._take_back, done, skipped, seconds, finish)
+        # Found here, while the vector is at hand; an engine that waits for batches is not kept waiting by searches.
+        found = [] if self._engine.max_wait_s else [self._search_first(job, reply) for job, reply in done]
+        self._loop.call_soon_threadsafe(self._take_back, done, skipped, seconds, found)
+
+    def _search_first(self, job: Job, reply: Reply | EmbedderFault) -> Callable[[], None] | None:
+        """The search of the first who waits for this vector; the others' are done on the lane for searches."""
+        asks = job.waiting() if isinstance(reply, np.ndarray) else []
+        return asks[0].search(reply) if asks else None  # type: ignore[arg-type]
 
     def _ask_engine(self, texts: list[str]) -> list[Reply | EmbedderFault]:
         """One reply a text, whatever the engine does; only good vectors pass."""
@@ -239,11 +242,12 @@ class Embedder:
         done: list[tuple[Job, Reply | EmbedderFault]],
         skipped: list[Job],
         seconds: float,
-        finish: Callable[[], None] | None,
+        found: list[Callable[[], None] | None],
     ) -> None:
         self._seconds += seconds
-        if finish is not None:
-            finish()
+        for finish in found:
+            if finish is not None:
+                finish()
         for job, reply in done:
             del self._jobs[job.digest]
             self._conclude(job, reply)

@@ -22,6 +22,8 @@ PARTING_S = 1.0  # threads of a stopped lane get this long; one that hangs in an
 class Lane(Generic[W]):
     """`serve` gets 1 to `batch` pieces at a time, on `threads` threads at once; a batch waits `max_wait_s` to fill.
 
+    A thread takes at most its share of what waits, so that no thread is idle while another has a batch.
+
     `serve` must not raise; should it all the same, the pieces are lost (their callers have deadlines) and the lane
     goes on.
     """
@@ -62,9 +64,7 @@ class Lane(Generic[W]):
         while (work := self._take()) is not None:
             try:
                 self._serve(work)
-            except (
-                Exception
-            ):  # the top of a background loop: a lane that ended would stop its part of the cache for good
+            except Exception:  # the top of a background loop: a lane that ended would stop its part of the cache
                 log.exception("a lane dropped its work")
             del work  # else it, and the caller's whole request, would live until the next question
 
@@ -73,10 +73,11 @@ class Lane(Generic[W]):
         if first is None:
             return None
         taken = [first]
-        until = monotonic() + self._max_wait_s if self._batch > 1 else 0.0
-        while len(taken) < self._batch:
+        share = self._batch if self._max_wait_s else min(self._batch, 1 + self._queue.qsize() // len(self._threads))
+        until = monotonic() + self._max_wait_s
+        while len(taken) < share:
             try:
-                more = self._queue.get(timeout=max(0.0, until - monotonic()))
+                more = self._queue.get(timeout=max(0.0, until - monotonic())) if self._max_wait_s else self._queue.get_nowait()
             except Empty:
                 break
             if more is None:
