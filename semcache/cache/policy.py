@@ -78,8 +78,11 @@ def rule(ask: Ask, cache: Cache, match: Match) -> Ruling:
 
 def tighten(ruling: Ruling, asked: Directives) -> Ruling:
     """The ruling with the caller's wishes, as far as they are stricter."""
-    if asked is NOTHING_ASKED:
-        return ruling
+    return ruling if asked is NOTHING_ASKED else _tighten(ruling, asked)
+
+
+@lru_cache(maxsize=1024)
+def _tighten(ruling: Ruling, asked: Directives) -> Ruling:
     fresh_only = asked.no_cache or asked.no_store
     skip = ruling.skip_lookup or (Reason.NO_STORE if asked.no_store else Reason.NO_CACHE if asked.no_cache else None)
     return replace(

@@ -23,6 +23,7 @@ class Recording:
     def __init__(self, limit_bytes: int, is_stream: bool) -> None:
         """`limit_bytes` are kept for those who join later, 0 when nobody may. `is_stream`: what was asked for."""
         self.is_stream = is_stream
+        self._loop = asyncio.get_running_loop()
         self.status = 0
         self.headers: Mapping[str, str] = {}
         self.backend: str | None = None
@@ -95,7 +96,7 @@ class Recording:
         broke off.
         """
         while not self.is_over and self._held_bytes <= max(self._limit_bytes, WINDOW_BYTES):
-            future = asyncio.get_running_loop().create_future()
+            future = self._loop.create_future()
             self._holding.append(future)
             await future
         if self.error is not None:
@@ -132,7 +133,7 @@ class Recording:
         return bool(self._followers)
 
     async def _change(self) -> None:
-        future = asyncio.get_running_loop().create_future()
+        future = self._loop.create_future()
         self._waiting.append(future)
         await future
 
