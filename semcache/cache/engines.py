@@ -66,7 +66,7 @@ def cores() -> int:
 class OnnxEngine:
     """A prepared model in onnxruntime: 8-bit weights, one thread a call, no torch."""
 
-    # Texts are embedded one by one: a batch shares one activation scale, and a vector must not depend on its neighbours.
+    # Texts are embedded one by one: a batch shares an activation scale, and a vector must not depend on its neighbours.
     # Under load a few are taken and handed back together, since changing between loop and model empties the processor's
     # caches: 7 % more semantic hits a second on one core at 32 connections (make bench).
     batch = 8

@@ -77,7 +77,7 @@ class Lane(Generic[W]):
         until = monotonic() + self._max_wait_s
         while len(taken) < share:
             try:
-                more = self._queue.get(timeout=max(0.0, until - monotonic())) if self._max_wait_s else self._queue.get_nowait()
+                more = self._queue.get(timeout=max(0.0, until - monotonic()))
             except Empty:
                 break
             if more is None:
