@@ -62,7 +62,7 @@ class App:
         self._following: asyncio.Task[None] | None = None
         self.store = open_store(config.cache, clock)
         self.embedder = embedder or embedders.build(config.embedder)
-        self.index = Index(self.embedder.dimensions, self.embedder.stamp, _snapshot_folder(config, worker))
+        self.index = Index(self.embedder.dimensions, self.embedder.stamp, snapshot_folder(config))
         self.fetcher = Fetcher()
         self.request_log = open_log(config.server)
         self.ledger = Ledger(load_prices())
@@ -162,8 +162,8 @@ def _error_page(path: str, error: SemcacheError) -> tuple[bytes, str]:
     return wire.error_shape(path).error_body(error, ""), "application/json"
 
 
-def _snapshot_folder(config: Config, worker: int) -> Path | None:
-    """Beside the database; workers share what the first one saves."""
+def snapshot_folder(config: Config) -> Path | None:
+    """Where the index is saved: beside the database. Workers share what the first one saves."""
     scheme, _, path = config.cache.store.partition(":")
     return Path(f"{path}.index") if scheme == "sqlite" and path else None
 

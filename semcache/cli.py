@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sys
 from collections.abc import Callable, Coroutine
 from functools import wraps
@@ -244,11 +245,21 @@ async def _with_store(settings: Config, act: Callable[[Any], Coroutine[Any, Any,
     from semcache.cache.store import open_store
 
     store = open_store(settings.cache)
+    store.on_erase = lambda: asyncio.to_thread(_forget_index, settings)
     await store.open()
     try:
         return await act(store)
     finally:
         await store.close()
+
+
+def _forget_index(settings: Config) -> None:
+    """The saved index holds vectors of what was erased; the next start makes it anew."""
+    from semcache.app import snapshot_folder
+
+    folder = snapshot_folder(settings)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _ask_server(settings: Config, path: str, body: bytes) -> bytes | None:

@@ -1,0 +1,152 @@
+"""The command line as a user meets it: what it says, and how it exits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from semcache.cli import main
+from tests.harness import running_proxy
+
+COMMANDS = ["serve", "check", "demo", "simulate", "purge", "export", "import", "model prepare"]
+
+
+def semcache(*arguments: str, status: int = 0, typed: str = "") -> str:
+    """Run in this process; return everything printed."""
+    result = CliRunner().invoke(main, arguments, input=typed)
+    assert result.exit_code == status, result.output
+    assert "Traceback" not in result.output
+    return result.output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    text = semcache(*command.split(), "--help")
+    assert "Example" in text
+    assert f"semcache {command}" in text
+
+
+def test_check_says_where_requests_go(tmp_path: Path) -> None:
+    file = tmp_path / "semcache.yaml"
+    file.write_text("pools: {local: {backends: [{url: 'http://127.0.0.1:8000/v1'}]}}\nmatch: {threshold: 0.93}")
+    text = semcache("check", str(file))
+    assert "local" in text
+    assert "0.93" in text
+    assert "ok" in text
+
+
+def test_a_wrong_setting_is_exit_status_2_and_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "semcache.yaml"
+    file.write_text("match: {threshold: 3}")
+    for command in (["check", str(file)], ["serve", "-c", str(file)], ["purge", "-c", str(file), "--all"]):
+        text = semcache(*command, status=2)
+        assert len(text.splitlines()) == 1
+        assert "match.threshold: 3" in text
+
+
+def test_a_purge_must_say_what(tmp_path: Path) -> None:
+    assert "--all" in semcache("purge", status=2)
+    assert "--all" in semcache("purge", "--all", "--model", "m", status=2)
+
+
+@pytest.fixture
+async def filled(tmp_path: Path) -> Path:
+    """A configuration whose store holds two answers; nothing runs."""
+    async with running_proxy(tmp_path) as proxy:
+        await proxy.ask("Where is my parcel?", user="ann")
+        await proxy.ask("How do I change my password?", user="bob")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    file = tmp_path / "semcache.yaml"
+    file.write_text(f"cache: {{store: 'sqlite:{tmp_path}/cache.db'}}\nserver: {{admin_port: {port}}}")
+    return file
+
+
+def test_export_and_import_carry_everything(filled: Path) -> None:
+    backup = filled.parent / "backup.jsonl"
+    assert "2 entries exported" in semcache("export", str(backup), "-c", str(filled))
+    lines = [json.loads(line) for line in backup.read_text().splitlines()]
+    assert {line.get("question") for line in lines[1:]} == {"Where is my parcel?", "How do I change my password?"}
+    assert all(line["vector"] for line in lines[1:])
+    assert "2 entries purged" in semcache("purge", "--all", "--yes", "-c", str(filled))
+    assert "2 entries imported" in semcache("import", str(backup), "-c", str(filled))
+    assert "2 entries would be purged" in semcache("purge", "--all", "--dry-run", "-c", str(filled))
+
+
+def test_a_purge_by_user_leaves_the_others(filled: Path) -> None:
+    assert "1 entries purged" in semcache("purge", "--user", "ann", "--yes", "-c", str(filled))
+    assert "1 entries would be purged" in semcache("purge", "--all", "--dry-run", "-c", str(filled))
+
+
+def test_an_erased_question_is_in_no_file(filled: Path) -> None:
+    folder = filled.parent
+    assert any(b"parcel" in path.read_bytes() for path in folder.rglob("cache.db*") if path.is_file())
+    semcache("purge", "--text", "Where is my parcel?", "--erase", "--yes", "-c", str(filled))
+    assert not any(b"parcel" in path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    assert not list(folder.rglob("*.index/*")), "the saved index holds the vector"
+
+
+def test_a_purge_that_is_not_confirmed_changes_nothing(filled: Path) -> None:
+    assert "nothing was purged" in semcache("purge", "--all", "-c", str(filled), status=1, typed="n\n")
+    assert "2 entries would be purged" in semcache("purge", "--all", "--dry-run", "-c", str(filled))
+
+
+def test_a_bad_import_names_the_line(filled: Path) -> None:
+    bad = filled.parent / "bad.jsonl"
+    bad.write_text('{"semcache_export":1}\n{"id": 5}\n')
+    assert "line 2" in semcache("import", str(bad), "-c", str(filled), status=2)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_served_process_starts_says_where_and_ends_on_sigterm(
+    tmp_path: Path, prepared_model: object, workers: int
+) -> None:
+    arguments = ["--port", "0", "--admin-port", "0", "--store", f"sqlite:{tmp_path}/c.db", "--workers", str(workers)]
+    if workers > 1:  # they must share one port, so it cannot be any free one
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            arguments[1] = str(free.getsockname()[1])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "semcache", "serve", *arguments], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert process.stderr is not None
+    try:
+        for _ in range(workers):
+            while "listening on http://127.0.0.1:" not in (line := process.stderr.readline()):
+                assert line, "it ended before it listened"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert "Traceback" not in process.stderr.read()
+    finally:
+        process.kill()
+        process.stderr.close()
+
+
+def test_a_taken_port_is_one_line_and_exit_status_1(tmp_path: Path, prepared_model: object) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        text = semcache(
+            "serve", "--port", str(port), "--admin-port", "0", "--store", f"sqlite:{tmp_path}/c.db", status=1
+        )
+    assert "the port is taken" in text
+    assert len([line for line in text.splitlines() if line.startswith("semcache:")]) == 1
+
+
+def test_a_store_that_cannot_be_opened_is_one_line_and_exit_status_1(tmp_path: Path, prepared_model: object) -> None:
+    text = semcache("serve", "--port", "0", "--admin-port", "0", "--store", f"sqlite:{tmp_path}", status=1)
+    assert str(tmp_path) in text
+    text = semcache("serve", "--port", "0", "--admin-port", "0", "--store", "sqlite:/proc/nowhere/x.db", status=1)
+    assert "/proc/nowhere" in text
+    assert "redis" in semcache("serve", "--store", "redis://localhost", status=2)
