@@ -19,6 +19,9 @@ DIFFERENT = [
     ("Is it 1.5 litres?", "Is it 15 litres?", "the decimal point counts"),
     ("Two or three days?", "Two days?", "one number less"),
     ("Transfer 100 and 100", "Transfer 100", "how often a number occurs counts"),
+    ("Warm enough for -5 degrees?", "Warm enough for 5 degrees?", "the sign counts"),
+    ("Warm enough for \u22125 degrees?", "Warm enough for 5 degrees?", "a typographer's minus"),
+    ("Warm enough for minus five degrees?", "Warm enough for five degrees?", "a spoken sign"),
     ("Half the price?", "Two times the price?", "half is not two"),
 ]
 
@@ -28,6 +31,8 @@ EQUAL = [
     ("Return two items", "Return 2 items", "written out or not"),
     ("A refund of three hundred and six euros", "A refund of 306 euros", "several words"),
     ("Where is the blue one?", "Where is the blue item?", "one is mostly no number"),
+    ("Delivery in 3-5 days?", "Delivery in 3-5 days, please?", "a range has no sign"),
+    ("The iPhone-14", "The iPhone 14", "a hyphen is no sign"),
     ("How long is delivery?", "What is the delivery time?", "no numbers at all"),
     ("Order \uff11\uff12", "Order 12", "full-width digits"),
     ("Order \u0661\u0662", "Order 12", "digits of another script"),

@@ -47,10 +47,11 @@ _WORDS: Mapping[str, int] = {
     "half": -2,  # no whole number, so that it differs from "two"
     "zero": 0,
 }
+_SIGNS = frozenset({"minus", "below"})  # "minus five", "5 degrees below zero"
 _SCALES = frozenset({100, 1_000, 1_000_000, 1_000_000_000})
 
-# Digits with the separators inside them ("1,000.50", "10:30", "2024-05-01"), or a word.
-_TOKEN = re.compile(r"\d+(?:[.,:/\-]\d+)*|[^\W\d_]+")
+# Digits with the separators inside them ("1,000.50", "10:30", "2024-05-01") and a sign where it can be one, or a word.
+_TOKEN = re.compile(r"(?:(?<![\w.,)])[-\u2212])?\d+(?:[.,:/\-]\d+)*|[^\W\d_]+")
 _GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")  # 1,000 and 12,345.67
 
 
@@ -71,8 +72,10 @@ def _read_numbers(text: str) -> Iterable[str]:
         if spoken is not None:
             yield str(spoken)
         spoken = value
-        if token[0].isdigit():
-            yield _plain(token)
+        if token in _SIGNS:
+            yield token
+        elif not token[0].isalpha():
+            yield _plain(token.replace("\u2212", "-"))
     if spoken is not None:
         yield str(spoken)
 
