@@ -143,14 +143,17 @@ def latency_curves(results: Sequence[Result]) -> str:
             shares = np.linspace(0, 1, CURVE_POINTS)
             points = np.quantile(times, shares)
             rows += [{"ms": float(m), "share": float(s), "v": name} for m, s in zip(points, shares, strict=True)]
+    all_ms = [row["ms"] for row in rows] or [1.0]
+    # Whole decades around what there is.
+    decades = range(int(np.floor(np.log10(min(all_ms)))), int(np.ceil(np.log10(max(all_ms)))) + 1)
     return _draw(
         rows,
         {"type": "line", "strokeWidth": 2},
         {
             "x": {
                 **_quantity("ms", "milliseconds to the first byte"),
-                "scale": {"type": "log", "nice": True},
-                "axis": {"format": "~g", "values": [0.1, 1, 10, 100, 1000, 10_000, 100_000]},
+                "scale": {"type": "log", "domain": [10.0 ** decades[0], 10.0 ** decades[-1]], "nice": False},
+                "axis": {"format": "~g", "values": [10.0**power for power in decades]},
             },
             "y": {**_quantity("share", None), "axis": {"format": ".0%"}},
             "color": _colour("v", names, symbol="stroke"),
