@@ -98,12 +98,14 @@ def summarize(tally: Tally, console: Console) -> None:
     console.print()
     console.rule("[bold]What the cache did", align="left")
     table = Table(box=None, padding=(0, 2), header_style="dim")
-    for name in ("", "requests", "p50", "p99"):
+    for name in ("", "requests", "first token p50", "p99", "whole p50", "p99"):
         table.add_column(name, justify="left" if not name else "right")
     for label, rows in _rows_by_kind(tally.replies):
-        times = sorted(reply.total_ms for reply in rows)
-        table.add_row(label, str(len(rows)), f"{_quantile(times, 0.5):.1f} ms", f"{_quantile(times, 0.99):.1f} ms")
+        times = [sorted(reply.first_ms for reply in rows), sorted(reply.total_ms for reply in rows)]
+        shown = [f"{_quantile(one, share):.1f} ms" for one in times for share in (0.5, 0.99)]
+        table.add_row(label, str(len(rows)), *shown)
     console.print(table)
+    console.print("  [dim]as the SDK saw it, its own time for reading an answer chunk by chunk included[/]")
     prompt, completion, usd = tally.saved()
     facts = [
         ("hit rate", f"{len(hits) / max(1, asked):.1%} of {asked} requests"),
