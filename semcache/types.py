@@ -194,17 +194,6 @@ class Entry:
         """Seconds since creation, never negative: a wall clock that jumped back makes an entry young, not wrong."""
         return max(0.0, now - self.created_at)
 
-    def ttl_left_s(self, now: float) -> float:
-        """Seconds of freshness left; negative once stale. At most `ttl_s`, whatever the clock did."""
-        return self.ttl_s - self.age_s(now)
-
-    def is_fresh(self, now: float) -> bool:
-        return self.ttl_left_s(now) > 0 and self.created_at <= now + CLOCK_SKEW_S
-
-    def is_expired(self, now: float) -> bool:
-        """Past its grace too: never served again."""
-        return self.ttl_left_s(now) + self.grace_s <= 0
-
 
 CLOCK_SKEW_S = 5.0  # an entry from further in the future than this is stale: some clock was wrong
 
