@@ -100,7 +100,7 @@ class Tenant:
 
     id: str
     regions: frozenset[str] = frozenset()  # empty: any
-    namespaces: tuple[str, ...] = ()  # those the tenant may name; empty: any
+    namespaces: tuple[str, ...] = ()  # those a configured tenant may name, the first by default; empty: none
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ _VERSION = b"semcache-key-1"  # part of every key: changing what goes in must ch
 def derive_scope(ask: Ask, tenant: Tenant, namespace: str, sharing: str) -> Scope:
     """Say who may share the answer. `sharing` is `cache.sharing`.
 
-    A caller who names no namespace keeps to his own tenant even where namespaces are shared: sharing is asked for,
-    never fallen into.
+    Without a namespace, asked for or given by the tenant's settings (see admit.py), an answer stays with its tenant
+    even where namespaces are shared: sharing is chosen, never fallen into.
     """
     match sharing:
         case "all":
