@@ -193,8 +193,10 @@ def test_a_whole_stream_however_written_may_be_kept(reply: bytes) -> None:
     assert reading.answer is not None
 
 
-def test_a_stream_whose_framing_broke_is_incomplete() -> None:
-    assert read(GOOD_STREAM, whole=False)[1] == Reading(None, Unstorable.INCOMPLETE, Usage(9, 4))
+def test_a_reply_that_only_the_connection_ends_is_whole_by_its_own_end() -> None:
+    assert read(GOOD_STREAM, whole=False)[1] == read(GOOD_STREAM)[1]
+    without_done = GOOD_STREAM.removesuffix(b"data: [DONE]\n\n")
+    assert read(without_done, whole=False)[1] == Reading(None, Unstorable.INCOMPLETE, Usage(9, 4))
 
 
 def test_each_choice_asked_for_must_end() -> None:

@@ -49,7 +49,8 @@ class Scribe(Protocol):
     def finish(self, whole: bool) -> tuple[Sequence[Frame], Reading]:
         """No more bytes will come: what was held back, and the reading.
 
-        `whole`: the HTTP framing ended as it should.
+        `whole`: the HTTP framing has proved that nothing is missing. False where the end of the connection was the
+        end of the reply, so that only the dialect can tell; a reply whose framing broke never comes here.
         """
 
 

@@ -164,7 +164,7 @@ class StreamScribe:
         frames = [self._read(block, self._last_ms) for block in blocks]
         if rest:
             frames.append(Frame(rest))
-        return frames, self._reading(whole)
+        return frames, self._reading()
 
     def _read(self, block: Block, offset_ms: int) -> Frame:
         data = block.data
@@ -209,11 +209,11 @@ class StreamScribe:
         self._parts.clear()
         self._offsets_ms.clear()
 
-    def _reading(self, whole: bool) -> Reading:
+    def _reading(self) -> Reading:
         judge = self._judge
         if judge.wrong is not None:
             return Reading(None, judge.wrong, judge.usage)
-        if not whole or not self._done:
+        if not self._done:  # with its end of its own it is whole, `whole` or not
             return Reading(None, Unstorable.INCOMPLETE, judge.usage)
         if self._too_large:
             return Reading(None, Unstorable.TOO_LARGE, judge.usage)
@@ -251,15 +251,13 @@ class JsonScribe:
 
     def _reading(self, whole: bool) -> Reading:
         judge = self._judge
-        if not whole:
-            return Reading(None, Unstorable.INCOMPLETE)
         if self._size_bytes > self._limit_bytes:
             return Reading(None, Unstorable.TOO_LARGE)
         body = b"".join(self._chunks)
         try:
             value = orjson.loads(body)
         except orjson.JSONDecodeError:
-            return Reading(None, Unstorable.MALFORMED)
+            return Reading(None, Unstorable.MALFORMED if whole else Unstorable.INCOMPLETE)
         if not judge.look(value, "message"):
             return Reading(None, judge.wrong, judge.usage)
         answer = Answer(judge.dialect, Form.JSON, (body,), (self._last_ms,), judge.usage)
