@@ -6,9 +6,12 @@ the tenant, told apart by a digest of the whole key, and is passed through to th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import chain
+
+from multidict import MultiMapping
 
 from semcache.config import TenantSettings
 from semcache.errors import ClientError
@@ -35,9 +38,10 @@ class Admission:
         """Whether callers hold our keys, which must never travel upstream."""
         return bool(self._by_digest)
 
-    def identify(self, headers: Mapping[str, str]) -> Tenant:
+    def identify(self, headers: MultiMapping[str]) -> Tenant:
         """Raises ClientError 401."""
-        return self._identify(headers.get(KEY_HEADERS[0]), headers.get(KEY_HEADERS[1]), headers.get(KEY_HEADERS[2]))
+        # A field that comes twice counts twice: which of its values an upstream believes is not known here.
+        return self._identify(*[tuple(headers.getall(name, ())) for name in KEY_HEADERS])
 
     def namespace(self, tenant: Tenant, asked: str) -> str:
         """The namespace to use: what was asked, if the tenant may; else his first, or none. Raises ClientError 403."""
@@ -47,8 +51,8 @@ class Admission:
             raise ClientError(f'this key may not use the namespace "{asked}"', status=403, code="namespace_not_allowed")
         return asked
 
-    def _identify_uncached(self, authorization: str | None, x_api_key: str | None, api_key: str | None) -> Tenant:
-        keys = [key for key in (_bearer(authorization), x_api_key, api_key) if key]
+    def _identify_uncached(self, authorization: tuple[str, ...], *others: tuple[str, ...]) -> Tenant:
+        keys = [key for key in (*map(_bearer, authorization), *chain(*others)) if key]
         if not self._by_digest:
             return Tenant(f"key-{_digest(*keys).hex()[:32]}") if keys else ANONYMOUS
         if not keys:
@@ -60,9 +64,7 @@ class Admission:
         return tenant
 
 
-def _bearer(authorization: str | None) -> str | None:
-    if not authorization:
-        return None
+def _bearer(authorization: str) -> str:
     scheme, _, key = authorization.partition(" ")
     return key.strip() if scheme.lower() == "bearer" else authorization
 
