@@ -43,6 +43,7 @@ from semcache.types import (
     Reason,
     Scope,
     Tenant,
+    Tier,
     Unstorable,
     Vector,
     Verdict,
@@ -54,6 +55,7 @@ log = logging.getLogger(__name__)
 
 PLAN_BODY_BYTES = 16 * 1024  # larger bodies are parsed each time: remembering them costs more memory than it saves time
 PLANS = 2048  # so at most 32 MB of bodies
+MODEL_CHARS = 256  # routes of longer names are not remembered: a caller may make up a name of any length
 LEARNED_S = 60.0  # how long a request whose answer could not be kept runs without waiting for others
 JSON_ACK_S = 0.05  # a JSON answer waits this long for the store's word, to say `stored`; then it leaves without
 
@@ -94,6 +96,7 @@ class Followed:
 
     flight: Flight[Recording]
     in_same_form: bool  # the recording is relayed as it is; else its answer is rendered in the other form at its end
+    is_anothers: bool = False  # another tenant's fetch: his answer is shared, his errors and headers are not
 
 
 Reply = Played | Followed
@@ -120,7 +123,7 @@ class Pipeline:
         self.flights: Flights[Recording] = Flights()
         self._plans: LRUCache[tuple[object, ...], Plan] = LRUCache(PLANS)
         self._learned: TTLCache[bytes, Unstorable] = TTLCache(10_000, LEARNED_S, timer=monotonic)
-        self._route = lru_cache(1024)(self._route_uncached)
+        self._routes = lru_cache(1024)(self._route)
         self.stored = 0
         self.unstorable: Counter[Unstorable] = Counter()
         self.faults: Counter[str] = Counter()
@@ -143,13 +146,19 @@ class Pipeline:
         self, dialect: Dialect, endpoint: str, headers: Mapping[str, str], body: bytes, tenant: Tenant, namespace: str
     ) -> Plan:
         ask = dialect.parse(endpoint, body, headers)
-        route, targets = self._route(ask.model, dialect.name, tenant.regions)
+        route, targets = self._find_route(ask.model, dialect.name, tenant.regions)
         ruling = rule(ask, route.cache, route.match)
         scope = derive_scope(ask, tenant, namespace, route.cache.sharing)
         key = derive_key(ask, scope, self._embedder.stamp if ruling.exact_only is None else None)
         return Plan(ask, dialect, tenant, scope, key, route, ruling, targets)
 
-    def _route_uncached(
+    def _find_route(
+        self, model: str | None, dialect: str, regions: frozenset[str]
+    ) -> tuple[Route, Sequence[Target] | SemcacheError]:
+        find = self._routes if len(model or "") <= MODEL_CHARS else self._route
+        return find(model, dialect, regions)
+
+    def _route(
         self, model: str | None, dialect: str, regions: frozenset[str]
     ) -> tuple[Route, Sequence[Target] | SemcacheError]:
         """The route of a model and the backends it may use, or why there are none. No model: the catch-all route.
@@ -168,7 +177,7 @@ class Pipeline:
     ) -> Sequence[Target]:
         """Where a request goes that passes through. Raises ClientError when no backend may take it."""
         dialect = "anthropic" if "/messages" in path or "anthropic-version" in headers else "openai"
-        _, targets = self._route(model, dialect, tenant.regions)
+        _, targets = self._find_route(model, dialect, tenant.regions)
         if isinstance(targets, SemcacheError):
             raise targets
         return targets
@@ -202,6 +211,14 @@ class Pipeline:
         assert isinstance(reply, Followed)
         return reply
 
+    def forward_alone(self, plan: Plan, asked: Directives, headers: Mapping[str, str], outcome: Outcome) -> Followed:
+        """What the flight brought that this request joined is no answer to it: fetch one for it alone."""
+        ruling = replace(tighten(plan.ruling, asked), may_coalesce=False)
+        outcome.collapsed = False
+        reply = self._forward(plan, ruling, Finding(None, outcome.reason), headers, outcome)
+        assert isinstance(reply, Followed)
+        return reply
+
     async def _look_up(self, plan: Plan, ruling: Ruling, outcome: Outcome) -> Finding:
         """LOOKUP. A fault of the cache is a finding like any other: nothing found, for that reason."""
         if ruling.skip_lookup is not None:
@@ -231,8 +248,11 @@ class Pipeline:
         return Played(match)
 
     def _refresh(self, plan: Plan, ruling: Ruling, match: Match, headers: Mapping[str, str]) -> None:
-        """RFC 5861: one refresh of a stale answer, whose own question is asked again by whoever met it first."""
-        key = match.entry.key.exact
+        """RFC 5861: one refresh of a stale answer, in the words of whoever met it first.
+
+        Where those are other words, the flight must not be found by someone who asks exactly what the entry answered.
+        """
+        key = plan.key.exact if match.tier is Tier.EXACT else b"refresh " + match.entry.key.exact
         if ruling.may_store and not self.flights.is_under_way(key) and not isinstance(plan.targets, SemcacheError):
             self._lead(plan, ruling, None, headers, key=key, keep=True)
 
@@ -249,7 +269,12 @@ class Pipeline:
             if flight is not None:
                 outcome.verdict = Verdict.COALESCED
                 outcome.collapsed = True
-                return Followed(flight, plan.ask.stream == flight.recording.is_stream)
+                recording = flight.recording
+                return Followed(
+                    flight,
+                    in_same_form=plan.ask.stream == recording.is_stream,
+                    is_anothers=plan.tenant.id != recording.tenant,
+                )
             # Look again now that we lead: while we embedded, the previous leader may have stored its answer and
             # landed. Without this a burst fetches twice. Nothing is awaited from here to `lead`.
             match = self._lookup.find_in_memory(plan.key, ruling) if ruling.skip_lookup is None else None
@@ -271,7 +296,7 @@ class Pipeline:
         keep: bool = False,
     ) -> Flight[Recording]:
         limit_bytes = plan.route.cache.max_answer if ruling.may_store or key is not None else 0
-        recording = Recording(limit_bytes, is_stream=plan.ask.stream)
+        recording = Recording(limit_bytes, plan.ask.stream, plan.tenant.id)
         return self.flights.lead(
             key,
             recording,
@@ -331,10 +356,11 @@ class Pipeline:
             async for chunk in reply.chunks():
                 await recording.extend(scribe.feed(chunk, int((perf_counter() - begun) * 1000)))
             frames, reading = scribe.finish(reply.whole)
-            await recording.extend(frames)
             if reading.unstorable is Unstorable.INCOMPLETE and not reply.whole:
-                # Delimited by the connection's end, and not at an end of its own: a cut that HTTP does not show.
+                # Delimited by the connection's end, and not at an end of its own: a cut that HTTP does not show. Half
+                # an event is held back, for the error event that comes now would be read as its other half.
                 raise UpstreamError(f"{reply.backend} ended its answer early", sent=True)
+            await recording.extend(frames)
             return reading
         finally:
             await reply.abort()  # after a whole reply there is nothing left to abort
@@ -419,4 +445,4 @@ def _forbids_storing(headers: Mapping[str, str]) -> bool:
     """An upstream's `Cache-Control: no-store` is obeyed. Its `no-cache` and `private` are not: they speak of shared
     HTTP caches, and vendors send them with every answer; who shares is decided by scope here.
     """
-    return "no-store" in headers.get("Cache-Control", "").lower()
+    return any("no-store" in value.lower() for name, value in headers.items() if name.lower() == "cache-control")

@@ -24,6 +24,7 @@ from semcache import wire
 from semcache.admit import Admission
 from semcache.backends.connection import Body
 from semcache.backends.fetch import Fetcher, UpstreamRequest
+from semcache.backends.headers import refuse_unforwardable
 from semcache.cache.policy import read_directives
 from semcache.config import Config
 from semcache.errors import CacheFault, ClientError, SemcacheError, UpstreamError
@@ -46,6 +47,8 @@ STOPPING = UpstreamError("the proxy is stopping", status=503, code="stopping")  
 
 # Fields of an upstream's reply that we write ourselves. Its Cache-Status stays: ours is appended as the nearest cache.
 _OURS = frozenset({"content-length", "transfer-encoding", "server-timing", "x-request-id"})
+
+_OF_THE_BODY = frozenset({"content-type", "content-encoding"})
 
 Headers = list[tuple[str, str]]
 
@@ -99,13 +102,14 @@ class Server:
         found = wire.dialect_for(path) if request.method == "POST" and not request.query_string else None
         if found is None and not path.startswith("/v1/"):
             raise ClientError("no such path here; the models are under /v1/", status=404, code="not_found")
+        refuse_unforwardable(request.headers)
         tenant = self._admission.identify(request.headers)
         outcome.tenant = tenant.id
         if found is None:
             return await self._pass_through(request, path, tenant, outcome)
         dialect, outcome.endpoint = found
         outcome.dialect = dialect.name
-        asked = read_directives(request.headers.get("Cache-Control"), request.headers.get("Semcache-Control"))
+        asked = read_directives(_whole(request.headers, "Cache-Control"), _whole(request.headers, "Semcache-Control"))
         outcome.namespace = self._admission.namespace(tenant, asked.namespace)
         body = await read_body(request, self._config.server)
         plan = await self._plan(dialect, outcome, request.headers, body, tenant)
@@ -119,7 +123,11 @@ class Server:
             except CacheFault:  # what is stored cannot be rendered: a fresh answer will replace it
                 reply = self._pipeline.forward_instead(plan, asked, request.headers, outcome)
         assert isinstance(reply, Followed)
-        return await self._follow(request, plan, reply, outcome)
+        try:
+            return await self._follow(request, plan, reply, outcome)
+        except CacheFault:  # what another's fetch brought is no answer to this request
+            reply = self._pipeline.forward_alone(plan, asked, request.headers, outcome)
+            return await self._follow(request, plan, reply, outcome)
 
     async def _plan(
         self, dialect: wire.Dialect, outcome: Outcome, headers: CIMultiDictProxy[str], body: bytes, tenant: Tenant
@@ -167,21 +175,29 @@ class Server:
     async def _follow(
         self, request: web.BaseRequest, plan: Plan, reply: Followed, outcome: Outcome
     ) -> web.StreamResponse:
-        """A reply that is being written. Leaving it, for whatever reason, is one follower less."""
+        """A reply that is being written. Leaving it, for whatever reason, is one follower less.
+
+        Raises CacheFault, before a byte has left, when it is another's and no answer to this request.
+        """
         recording = reply.flight.recording
         with reply.flight, recording.join() as follower:
             try:
                 # Nothing of a JSON answer leaves before its end, so there is no need to wake for each of its frames.
                 is_whole = not recording.is_stream and await recording.whole()
                 await recording.begun()
-                self._adopt(recording, outcome)
+                if reply.is_anothers and recording.status != 200:
+                    raise CacheFault("the error of another tenant's fetch: it may be about his key")
+                self._adopt(reply, outcome)
                 if not reply.in_same_form and recording.status == 200:
                     return await self._render(request, plan, recording, outcome)
                 if recording.is_stream and recording.status != 200:  # an error, and no stream
                     is_whole = await recording.whole()
                 if not outcome.collapsed:
                     outcome.stored = recording.stored
-                headers = [*_relayed(recording.headers), *self._own_headers(outcome)]
+                relayed = _relayed(recording.headers)
+                if reply.is_anothers:  # his limits, cookies and ids stay his
+                    relayed = [(name, value) for name, value in relayed if name.lower() in _OF_THE_BODY]
+                headers = [*relayed, *self._own_headers(outcome)]
                 if is_whole:
                     body = follower.take(include_usage=True)
                     return self._send_whole(request, recording.status, headers, body, outcome)
@@ -193,21 +209,23 @@ class Server:
                 if not outcome.collapsed:
                     outcome.stored, outcome.unstorable = recording.stored, recording.unstorable
 
-    def _adopt(self, recording: Recording, outcome: Outcome) -> None:
+    def _adopt(self, reply: Followed, outcome: Outcome) -> None:
         """What the upstream's head tells about this request. Its id for the request becomes ours, so that what the
         client reports to the vendor, what it reports to us and what our log says are one."""
+        recording = reply.flight.recording
         outcome.phases_ms["fetch"] = (perf_counter() - outcome.started) * 1000 - sum(outcome.phases_ms.values())
         outcome.fwd_status, outcome.backend = recording.status, recording.backend
-        outcome.request_id = _request_id(recording.headers) or outcome.request_id
+        if not reply.is_anothers:
+            outcome.request_id = _request_id(recording.headers) or outcome.request_id
 
     async def _render(
         self, request: web.BaseRequest, plan: Plan, recording: Recording, outcome: Outcome
     ) -> web.StreamResponse:
-        """Another's recording in the other form: it has to be whole first."""
+        """Another's recording in the other form: it has to be whole first. Raises CacheFault if it cannot be given."""
         await recording.whole()
         reading = recording.reading
         if reading is None or reading.answer is None:
-            raise UpstreamError("the answer this request waited for cannot be given in the form asked for")
+            raise CacheFault("the answer this request waited for cannot be given in the form asked for")
         form = Form.STREAM if plan.ask.stream else Form.JSON
         score = plan.dialect.prepare(reading.answer, form, include_usage=plan.ask.include_usage and plan.ask.stream)
         content_type = EVENT_STREAM if plan.ask.stream else JSON
@@ -324,6 +342,12 @@ class Server:
         missing = list(self._unready()) if path == "/readyz" else []
         body = orjson.dumps({"status": "unready", "missing": missing} if missing else {"status": "ok"})
         return whole_response(request, 503 if missing else 200, [("Content-Type", JSON)], body)
+
+
+def _whole(headers: CIMultiDictProxy[str], name: str) -> str | None:
+    """The value of a field that is a list: on several lines it is still one (RFC 9110 section 5.3)."""
+    values = headers.getall(name, None)
+    return None if values is None else ", ".join(values)
 
 
 def _request_id(headers: Mapping[str, str]) -> str | None:

@@ -99,16 +99,18 @@ async def running_proxy(
     embedder: WordsEmbedder | None = None,
     clock: Clock | None = None,
 ) -> AsyncIterator[Proxy]:
-    """Start a proxy with its store in `folder`. `settings` is YAML; store, ports and backend are put over it."""
+    """Start a proxy with its store in `folder`. `settings` is YAML; store and ports are put over it, and where it names
+    none, a backend and a short drain."""
     embedder, clock = embedder or WordsEmbedder(), clock or Clock()
     async with (backend or ModelServer()).running() as server:
         options: dict[str, Any] = {
             "port": 0,
             "admin_port": 0,
-            "drain": "2s",
             "request_log": "off",
             "store": f"sqlite:{folder}/cache.db",
         }
+        if "drain:" not in settings:
+            options["drain"] = "2s"
         if "pools:" not in settings:
             options["upstream"] = server.url
         app = App(config.parse(settings, {}, options=options), embedder=embedder, clock=clock)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from multidict import CIMultiDict
+from multidict import CIMultiDict, MultiMapping
 
 from semcache.backends.routing import Target
 from semcache.errors import ClientError
@@ -66,6 +66,17 @@ _KEPT_FROM_CLIENTS = _ONE_CONNECTION | {
 }
 
 
+def refuse_unforwardable(headers: MultiMapping[str]) -> None:
+    """Refuse what may go to no backend, before anything else is decided: the answer to it may be stored, or under way.
+
+    Raises ClientError: 400 when Connection lists a field that must not go, 508 when the request has been here before.
+    """
+    for value in headers.getall("Connection", ()):
+        _refuse_listing(_members(value))
+    for value in headers.getall("Via", ()):
+        _refuse_loop(value)
+
+
 def forwarded_headers(
     headers: Mapping[str, str], target: Target, want_recording: bool, *, pass_key: bool = True
 ) -> list[tuple[str, str]]:
@@ -97,8 +108,7 @@ def forwarded_headers(
                 _refuse_loop(value)
             kept.append((name, value))
     if listed:
-        if attacked := listed & _NOT_TO_BE_LISTED:
-            raise ClientError(f"Connection may not list {', '.join(sorted(attacked))}", code="bad_connection_header")
+        _refuse_listing(listed)
         kept = [(name, value) for name, value in kept if name.lower() not in listed]
     if want_recording:
         kept.append(("Accept-Encoding", "identity"))
@@ -127,6 +137,11 @@ def returned_headers(headers: Iterable[tuple[str, str]] | Mapping[str, str]) -> 
 
 def _members(value: str) -> set[str]:
     return {member.strip().lower() for member in value.split(",")}
+
+
+def _refuse_listing(listed: set[str]) -> None:
+    if attacked := listed & _NOT_TO_BE_LISTED:
+        raise ClientError(f"Connection may not list {', '.join(sorted(attacked))}", code="bad_connection_header")
 
 
 def _refuse_loop(via: str) -> None:

@@ -20,9 +20,13 @@ WINDOW_BYTES = 256 * 1024  # kept per reply once it is not shared: enough to kee
 class Recording:
     """One upstream reply. The fetch calls begin, extend, finish or fail; followers await and iterate."""
 
-    def __init__(self, limit_bytes: int, is_stream: bool) -> None:
-        """`limit_bytes` are kept for those who join later, 0 when nobody may. `is_stream`: what was asked for."""
+    def __init__(self, limit_bytes: int, is_stream: bool, tenant: str = "") -> None:
+        """`limit_bytes` are kept for those who join later, 0 when nobody may. `is_stream`: what was asked for.
+
+        `tenant`: whose request it answers.
+        """
         self.is_stream = is_stream
+        self.tenant = tenant
         self._loop = asyncio.get_running_loop()
         self.status = 0
         self.headers: Mapping[str, str] = {}
