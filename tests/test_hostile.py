@@ -850,6 +850,8 @@ async def test_a_refresh_of_a_near_answer_is_not_given_to_who_wants_the_exact_on
         pytest.param(body_of(x="@").replace(b'"@"', b"[" * 100_000 + b"]" * 100_000), id="nested"),
         pytest.param(body_of(x="@").replace(b'"@"', b'{"a":' * 100_000 + b"1" + b"}" * 100_000), id="nested objects"),
         pytest.param(body_of(x="@").replace(b'"@"', b"9" * 100_000), id="digits"),
+        pytest.param(body_of(x="@").replace(b'"@"', b"[" + b"[]," * 600_000 + b"1]"), id="lists without end"),
+        pytest.param(body_of(x="@").replace(b'"@"', b"[" + b"1," * 2_100_000 + b"1]"), id="numbers without end"),
         pytest.param(body_of().replace(b'"model"', b'"model": "large", "model"'), id="a key twice"),
         pytest.param(b"[]", id="array"),
         pytest.param(b"", id="empty"),

@@ -16,6 +16,10 @@ import orjson
 from semcache.errors import ClientError
 
 MAX_DEPTH = 200  # orjson writes 254 levels; requests of real clients, tool schemas included, have under 30
+# Counted in strings too, where text of a million tokens, the longest that a model reads, stays below both. 32 MB of `[],`
+# would hold the interpreter for seconds, on whatever thread it is read, and take a gigabyte.
+MAX_CONTAINERS = 500_000
+MAX_COMMAS = 2_000_000
 MAX_NUMBER = 256  # characters; a double has at most 25, and no parameter of an LLM is longer
 
 Tree = dict[str, Any]  # of dict, list, str, Number, bool and None
@@ -60,9 +64,12 @@ def parse(body: bytes) -> Tree:
 
 def decode(text: str) -> Any:
     """Read one strict JSON value of any kind. Raises ValueError or RecursionError."""
+    containers = text.count("{") + text.count("[")
+    if containers > MAX_CONTAINERS or text.count(",") > MAX_COMMAS:
+        raise _Refused("it has too many members")
     tree = _DECODER.decode(text)
     # Brackets inside strings count here too, so this only ever sends us to the exact check without need.
-    if text.count("{") + text.count("[") > MAX_DEPTH:
+    if containers > MAX_DEPTH:
         _check_depth(tree)
     if "\\ud" in text or "\\uD" in text:
         _check_surrogates(tree)
