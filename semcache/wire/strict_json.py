@@ -16,8 +16,8 @@ import orjson
 from semcache.errors import ClientError
 
 MAX_DEPTH = 200  # orjson writes 254 levels; requests of real clients, tool schemas included, have under 30
-# Counted in strings too, where text of a million tokens, the longest that a model reads, stays below both. 32 MB of `[],`
-# would hold the interpreter for seconds, on whatever thread it is read, and take a gigabyte.
+# Counted in strings too, where text of a million tokens, the longest that a model reads, stays below both. 32 MB of
+# `[],` would hold the interpreter for seconds, on whatever thread it is read, and take a gigabyte.
 MAX_CONTAINERS = 500_000
 MAX_COMMAS = 2_000_000
 MAX_NUMBER = 256  # characters; a double has at most 25, and no parameter of an LLM is longer
