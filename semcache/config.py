@@ -61,7 +61,7 @@ class Server(_Section):
     admin_port: Port = 8081
     admin_token: SecretStr = SecretStr("")  # empty: only /metrics, /healthz and /readyz answer from other hosts
     workers: int = Field(default=1, ge=1, le=64)  # processes sharing the port; each embeds and follows the same store
-    max_body: ByteSize = ByteSize(32 * 1024 * 1024)  # the largest request the vendors accept
+    max_body: ByteSize = ByteSize(32 * 1024 * 1024)  # 32 MiB: the largest request the vendors accept
     drain: Seconds = 600.0  # after SIGTERM running streams get this long: the longest answer an SDK waits for
     header_timeout: Seconds = 10.0  # from the first byte of a request to the end of its headers
     body_timeout: Seconds = 30.0  # for a body of up to 1 MB; larger ones get a second more per 64 KB
@@ -84,6 +84,14 @@ class Cache(_Section):
     store_tools: bool = False  # keep answers that call tools (exact tier only): a replayed call acts again
     on_client_gone: Literal["cancel", "finish"] = "cancel"  # a fetch nobody waits for: tokens cost money
 
+    @field_validator("store")
+    @classmethod
+    def _is_built(cls, store: str) -> str:
+        if store != "memory:" and not re.match("sqlite:.", store):
+            scheme = store.partition(":")[0]  # the rest may hold a password
+            raise ValueError(f'this version has no store "{scheme}": write sqlite:PATH or memory:')
+        return store
+
 
 class Embedder(_Section):
     model: str = "all-MiniLM-L6-v2"  # an installed model, a folder, or a hub name for sentence-transformers
@@ -92,12 +100,20 @@ class Embedder(_Section):
     api_key: SecretStr = SecretStr("")  # engine openai
     dimensions: int | None = Field(default=None, ge=1)  # engine openai: asked of the server, and checked
     window: int = Field(default=512, ge=1)  # engine openai: tokens the model reads (local models know theirs)
-    sessions: int | Literal["auto"] = "auto"  # onnx: one-thread sessions in parallel; auto: one per core
+    sessions: Annotated[int, Field(ge=1)] | Literal["auto"] = (
+        "auto"  # onnx: one-thread sessions in parallel; auto: one per core
+    )
     batch: int = Field(default=32, ge=1)  # torch, openai: texts per call
     max_wait: Seconds = 0.002  # torch, openai: how long a batch waits to fill
     deadline: Seconds = 0.25  # past it the request is a BYPASS, never a wait
     max_queue: int = Field(default=1024, ge=1)  # questions waiting; one more is a BYPASS
     remember: int = Field(default=10_000, ge=0)  # recently embedded texts kept, 1.6 KB each
+
+    @model_validator(mode="after")
+    def _remote_has_url(self) -> Embedder:
+        if self.engine == "openai" and not self.url:
+            raise ValueError('engine openai needs a url, for instance "http://127.0.0.1:8002/v1"')
+        return self
 
 
 class Match(_Section):
@@ -126,14 +142,14 @@ class Backend(_Section):
     @classmethod
     def _is_a_base_url(cls, url: str) -> str:
         if not re.match(r"https?://[^/\s]+", url):
-            raise ValueError(f'"{url}" has no http(s) scheme: write for instance "http://127.0.0.1:8000/v1"')
+            raise ValueError('this has no http(s) scheme: write for instance "http://127.0.0.1:8000/v1"')
         parts = urlsplit(url)
         if parts.username is not None or parts.query or parts.fragment:
             raise ValueError('write the base URL alone, such as "http://127.0.0.1:8000/v1"; a key goes into api_key')
         try:
             parts.port  # noqa: B018  # read for its check: 0 to 65535
         except ValueError as exc:
-            raise ValueError(f'"{url}" has no valid port') from exc
+            raise ValueError("this has no valid port") from exc
         return url.rstrip("/")
 
 
@@ -193,7 +209,7 @@ class Config(_Section):
     cache: Cache = Cache()
     embedder: Embedder = Embedder()
     match: Match = Match()
-    pools: dict[str, Pool] = DEFAULT_POOLS
+    pools: dict[str, Pool] = Field(default=DEFAULT_POOLS, min_length=1)
     routes: tuple[Route, ...] = ()
     tenants: tuple[TenantSettings, ...] = ()
     audit: Audit = Audit()
@@ -202,11 +218,16 @@ class Config(_Section):
     @classmethod
     def _inherit(cls, raw: Any) -> Any:
         """A route's `cache` and `match` are the global sections with the fields it names replaced."""
-        if not isinstance(raw, Mapping) or not isinstance(raw.get("routes", ()), (list, tuple)):
+        if not isinstance(raw, Mapping) or not isinstance(raw.get("routes") or (), (list, tuple)):
             return raw
+        if not all(isinstance(raw.get(section, {}) or {}, Mapping) for section in ("cache", "match")):
+            return raw  # the field's own check says what is wrong
         routes = []
         for number, route in enumerate(raw.get("routes") or [{}]):
             if isinstance(route, Mapping):
+                if not all(isinstance(route.get(section) or {}, Mapping) for section in ("cache", "match")):
+                    routes.append(route)
+                    continue
                 for name in _ROUTE_ONLY_GLOBAL & set(route.get("cache") or {}):
                     raise ValueError(f"routes[{number}].cache.{name} belongs in the global cache section")
                 own = {
@@ -227,6 +248,21 @@ class Config(_Section):
                     )
         return self
 
+    @model_validator(mode="after")
+    def _tenants_are_told_apart(self) -> Config:
+        """A key or a name that two tenants have would give one of them the other's answers."""
+        names: set[str] = set()
+        owners: dict[str, int] = {}
+        for number, tenant in enumerate(self.tenants):
+            if tenant.name in names:
+                raise ValueError(f'tenants[{number}].name: "{tenant.name}" is taken: two tenants need two names')
+            names.add(tenant.name)
+            for key in tenant.keys:
+                owner = owners.setdefault(key.get_secret_value(), number)
+                if owner != number:
+                    raise ValueError(f"tenants[{number}].keys: one of them is a key of tenants[{owner}] too")
+        return self
+
     def without_effect(self) -> list[str]:
         """Settings that are accepted and do nothing yet, one line each: an operator must not rely on them."""
         lines = []
@@ -236,6 +272,8 @@ class Config(_Section):
             lines.append(
                 f"match.guards: {', '.join(missing)} (built in this version: {', '.join(sorted(GUARDS_BUILT))})"
             )
+        if "audit" in self.model_fields_set:
+            lines.append("audit: the audit log comes later")
         for number, tenant in enumerate(self.tenants):
             if tenant.limits != Limits():
                 lines.append(f"tenants[{number}].limits: requests and money are not limited by this version")
@@ -294,17 +332,17 @@ def build(raw: Mapping[str, Any], name: str = "config") -> Config:
 
 def _override(raw: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Put options of the command line over the file: those of `server`, and upstream, store and threshold."""
+    sections = {"store": "cache", "threshold": "match"}
     for name, value in options.items():
-        match name:
-            case "upstream":
-                raw = {**raw, "pools": {"upstream": {"backends": [{"url": value}]}}}
-                raw["routes"] = [{**route, "pools": []} for route in raw.get("routes") or ()]
-            case "store":
-                raw = {**raw, "cache": {**(raw.get("cache") or {}), "store": value}}
-            case "threshold":
-                raw = {**raw, "match": {**(raw.get("match") or {}), "threshold": value}}
-            case _:
-                raw = {**raw, "server": {**(raw.get("server") or {}), name: value}}
+        if name == "upstream":
+            raw = {**raw, "pools": {"upstream": {"backends": [{"url": value}]}}}
+            if isinstance(routes := raw.get("routes"), list):
+                raw["routes"] = [{**route, "pools": []} if isinstance(route, dict) else route for route in routes]
+            continue
+        section = sections.get(name, "server")
+        settings = raw.get(section)
+        if settings is None or isinstance(settings, dict):  # else the check of the file says what is wrong
+            raw = {**raw, section: {**(settings or {}), name: value}}
     return raw
 
 
@@ -348,6 +386,7 @@ def _complaint(error: Any, raw: Any) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         return f"{path}: no such setting; see config/reference.yaml for those there are"
-    secret = any(word in path for word in ("key", "token"))
-    shown = "" if secret or value is None or isinstance(value, (dict, list)) else f"{value!r}: "
+    name = path.rpartition(".")[2].partition("[")[0]
+    is_secret = name in ("key", "keys", "api_key", "admin_token") or "@" in str(value)  # user:password@host
+    shown = "" if is_secret or value is None or isinstance(value, (dict, list)) else f"{value!r}: "
     return f"{path}: {shown}{message}" if path else message

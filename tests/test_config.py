@@ -78,6 +78,16 @@ def test_an_environment_value_cannot_add_settings() -> None:
         ("- a list", ["sections"]),
         ("tenants: [{name: shop, keys: ['${NOT_SET}']}]", ["tenants[0].keys[0]", "NOT_SET", "not set"]),
         ("tenants: [{name: shop, keys: ['${NOT_SET:-}']}]", ["tenants[0].keys", "empty"]),
+        ("cache: yes please", ["cache", "yes please"]),
+        ("routes: [{cache: 5}]", ["routes[0].cache", "5"]),
+        ("routes: {models: [a]}", ["routes"]),
+        ("embedder: {sessions: 0}", ["embedder.sessions"]),
+        ("embedder: {engine: openai}", ["embedder", "needs a url"]),
+        ("cache: {store: 'redis://:hunter2@host'}", ["cache.store", "redis", "sqlite:PATH"]),
+        ("pools: {}", ["pools"]),
+        ("tenants: [{name: a, keys: [k]}, {name: b, keys: [k]}]", ["tenants[1].keys", "tenants[0]"]),
+        ("tenants: [{name: a, keys: [k]}, {name: a, keys: [l]}]", ["tenants[1].name"]),
+        ("tenants: [{name: a, keys: [k], limits: {tokens_per_minute: -5}}]", ["tokens_per_minute", "-5"]),
         ("server: {port: 99999}", ["server.port", "99999"]),
         ("match: {threshold: .nan}", ["match.threshold"]),
     ],
@@ -96,6 +106,18 @@ def test_what_is_wrong_globally_is_said_once() -> None:
 
 def test_a_wrong_secret_is_not_repeated_in_the_complaint() -> None:
     assert "hunter2" not in complaint("pools: {a: {backends: [{url: 'http://a', api_key: [hunter2]}]}}")
+
+
+def test_a_password_in_a_url_is_not_repeated_either() -> None:
+    assert "hunter2" not in complaint("pools: {a: {backends: [{url: 'https://me:hunter2@h/v1'}]}}")
+    assert "hunter2" not in complaint("cache: {store: 'redis://:hunter2@host'}")
+
+
+def test_wrong_types_are_complaints_under_an_option_of_the_command_line_too() -> None:
+    for text in ("routes: {models: [a]}", "routes: 7", "cache: 5", "match: x", "server: []"):
+        for options in ({"upstream": "http://h/v1"}, {"store": "memory:"}, {"threshold": 0.9}, {"port": 1}):
+            with pytest.raises(ConfigError):
+                parse(text, {}, options=options)
 
 
 def test_settings_without_effect_are_named() -> None:
