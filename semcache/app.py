@@ -1,7 +1,7 @@
 """The only place that constructs: every part is made here, started in order, and stopped in the opposite one.
 
-The listener opens first and answers 503 on /readyz: requests are forwarded while the model loads and the index catches
-up with the store, so a restart is no outage. Ready means: questions can be embedded and the index has caught up.
+The ports open once the model is loaded, in a third of a second, and /readyz answers 503 until the index has caught up
+with the store. Requests are served meanwhile, from what is there already, so a large store is no long outage.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from semcache.cache.lookup import Lookup
 from semcache.cache.store import open_store
 from semcache.cache.upkeep import Upkeep
 from semcache.config import Config
-from semcache.errors import SemcacheError
+from semcache.errors import CacheFault, SemcacheError, StoreFault
 from semcache.listener import Listener
 from semcache.pipeline import Pipeline
 from semcache.request_log import open_log
@@ -39,6 +39,7 @@ from semcache.workers import supervise
 
 log = logging.getLogger(__name__)
 
+CATCH_UP_PAUSE_S = 1.0
 GC_THRESHOLD = 20_000  # objects: a request makes some hundred, nearly all freed by reference counts
 
 
@@ -101,25 +102,30 @@ class App:
         }
 
     async def start(self) -> None:
-        """Open the ports, then load. Raises StartError with one clear line."""
+        """Open the ports and load the model; the index catches up meanwhile. Raises StartError with one clear line."""
         server = self.config.server
-        share = server.workers > 1
         await self.fetcher.start()
         await self.store.open()
         self.request_log.start()
-        self.port = await self.listener.start(server.host, server.port, reuse_port=share)
+        await self.embedder.start()
+        self.index.start()
+        self.port = await self.listener.start(server.host, server.port, reuse_port=server.workers > 1)
         admin_port = server.admin_port + self._worker if server.admin_port else 0  # each worker has its own figures
         self.admin_port = await self.admin.start(server.admin_host, admin_port)
-        self.index.start()
-        await self.embedder.start()
+        self.upkeep.start()
         self._following = asyncio.create_task(self._catch_up())
 
     async def _catch_up(self) -> None:
         """Take the snapshot if it proves itself, then follow the store's changes, for good."""
         store, index = self.store, self.index
         await asyncio.to_thread(index.load_snapshot, store.id, store.last_seq, store.floor_seq)
-        await store.follow(index.position, index.apply, self.embedder.stamp)
-        self.upkeep.start()
+        while True:
+            try:
+                await store.follow(index.position, index.apply, self.embedder.stamp)
+                break
+            except StoreFault as fault:  # another program holds the file, say: without its changes nothing is served
+                log.warning("the index cannot catch up with the store, and tries again: %s", fault)
+                await asyncio.sleep(CATCH_UP_PAUSE_S)
         # What was built so far lives as long as the process: the collector need not walk a large index again and again.
         gc.collect()
         gc.freeze()
@@ -127,7 +133,7 @@ class App:
         self._unready = []
 
     async def caught_up(self) -> None:
-        """Wait until ready. Raises what the start stumbled over."""
+        """Wait until ready."""
         if self._following is not None:
             await self._following
 
@@ -144,8 +150,11 @@ class App:
         await self.admin.stop()
         await self.fetcher.close()
         await self.embedder.close()
-        await asyncio.to_thread(self._save_snapshot)
-        self.index.close()
+        try:
+            await asyncio.to_thread(self._save_snapshot)
+        except CacheFault as fault:  # a full disk: the next start follows the store from further back
+            log.warning("the index was not saved: %s", fault)
+        await asyncio.to_thread(self.index.close)
         await self.store.close()
         await asyncio.to_thread(self.request_log.stop)
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Coroutine
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+from typing import IO, TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import click
 
@@ -200,17 +201,18 @@ async def _purge(settings: Config, chosen: dict[str, str], *, erase: bool, dry_r
 
 
 @main.command(epilog=_examples("semcache export backup.jsonl", "semcache export - | gzip > backup.jsonl.gz"))
-@click.argument("file", type=click.File("wb"), metavar="FILE")
+@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path))
 @click.option("-c", "--config", "config_file", type=FILE, help="Configuration file.")
 @_speaks_plainly
-def export(file: Any, config_file: Path | None) -> None:
-    """Write every entry, vectors included, as JSON Lines."""
+def export(file: Path, config_file: Path | None) -> None:
+    """Write every entry, vectors included, as JSON Lines; a file only you can read. `-` is standard output."""
 
     async def write(store: Any) -> int:
         count = -1  # the first line is a header
-        async for line in store.export():
-            file.write(line)
-            count += 1
+        with _private(file) as target:
+            async for line in store.export():
+                target.write(line)
+                count += 1
         return count
 
     click.echo(f"{asyncio.run(_with_store(_load(config_file, {}), write))} entries exported", err=True)
@@ -253,6 +255,16 @@ async def _with_store(settings: Config, act: Callable[[Any], Coroutine[Any, Any,
         await store.close()
 
 
+def _private(path: Path) -> IO[bytes]:
+    """Questions and answers are for the eyes of whoever exports them. Raises SemcacheError."""
+    if str(path) == "-":
+        return os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    try:
+        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
+    except OSError as exc:
+        raise SemcacheError(f"{path}: cannot be written: {exc.strerror}") from exc
+
+
 def _forget_index(settings: Config) -> None:
     """The saved index holds vectors of what was erased; the next start makes it anew."""
     from semcache.app import snapshot_folder
@@ -269,12 +281,19 @@ async def _ask_server(settings: Config, path: str, body: bytes) -> bytes | None:
     server = settings.server
     token = server.admin_token.get_secret_value()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    url = f"http://{server.admin_host}:{server.admin_port}{path}"
+    host = f"[{server.admin_host}]" if ":" in server.admin_host else server.admin_host
+    url = f"http://{host}:{server.admin_port}{path}"
+    patience = aiohttp.ClientTimeout(total=None, sock_connect=5)  # an erase rewrites the whole file
     try:
-        async with aiohttp.ClientSession() as session, session.post(url, data=body, headers=headers) as response:
+        async with (
+            aiohttp.ClientSession(timeout=patience) as session,
+            session.post(url, data=body, headers=headers) as response,
+        ):
             answer = await response.read()
             if response.status != 200:
                 raise SemcacheError(f"{url}: {response.status}: {answer.decode(errors='replace')[:200]}")
             return answer
     except aiohttp.ClientConnectorError:
         return None
+    except (aiohttp.ClientError, TimeoutError) as exc:
+        raise SemcacheError(f"{url}: the server did not answer: {type(exc).__name__}") from exc

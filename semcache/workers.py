@@ -16,6 +16,8 @@ from types import FrameType
 
 from semcache.errors import SemcacheError, StartError
 
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+
 RESTART_PAUSE_S = 1.0  # so that a worker that cannot start does not spin
 STARTING_S = 5.0  # a worker that fails within this has never served: the fault is in the settings, not in the moment
 
@@ -34,10 +36,19 @@ def supervise(count: int, work: Callable[[int], None]) -> None:
         for pid in children:
             os.kill(pid, signal.SIGTERM)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _STOPPING:
         signal.signal(number, stop)
+
+    def start(worker: int) -> None:
+        # A signal between the fork and the note of it would miss the new child.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+        try:
+            children[_fork(worker, work)] = worker
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+
     for worker in range(count):
-        children[_fork(worker, work)] = worker
+        start(worker)
     started = time.monotonic()
     failed = False
     while children:
@@ -51,7 +62,8 @@ def supervise(count: int, work: Callable[[int], None]) -> None:
             continue
         print(f"semcache: worker {worker} ended with status {status}; starting it again", file=sys.stderr, flush=True)
         time.sleep(RESTART_PAUSE_S)
-        children[_fork(worker, work)] = worker
+        if not stopping:
+            start(worker)
     if failed:
         raise StartError("a worker could not start; its own message is above")
 
@@ -63,8 +75,9 @@ def _fork(worker: int, work: Callable[[int], None]) -> int:
         return pid
     status = 1
     try:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _STOPPING:
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
         work(worker)
         status = 0
     except SemcacheError as error:

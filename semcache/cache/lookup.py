@@ -139,9 +139,11 @@ class Lookup:
         age_s = entry.age_s(now)
         if ruling.max_age_s is not None and age_s > ruling.max_age_s:
             return Reason.MAX_AGE
-        # A route's or caller's shorter ttl counts for older entries too; an entry from the future is stale at once.
+        # A shorter ttl or grace counts for older entries too; an entry from the future is stale at once.
         left_s = min(entry.ttl_s, ruling.ttl_s) - age_s if entry.created_at <= now + CLOCK_SKEW_S else 0.0
-        grace_s = entry.grace_s if ruling.max_stale_s is None else min(entry.grace_s, ruling.max_stale_s)
+        grace_s = min(entry.grace_s, ruling.grace_s)
+        if ruling.max_stale_s is not None:
+            grace_s = min(grace_s, ruling.max_stale_s)
         if left_s <= 0 and left_s + grace_s <= 0:
             return Reason.EXPIRED
         self._entries.touch(entry.seq)
