@@ -16,7 +16,7 @@ import asyncio
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from time import monotonic, perf_counter
@@ -48,6 +48,7 @@ from semcache.types import (
     Vector,
     Verdict,
 )
+from semcache.wire import vendor_of
 from semcache.wire.dialect import Dialect, Reading
 from semcache.wire.recording import Recording
 
@@ -65,6 +66,9 @@ class Store(Protocol):
 
     @property
     def last_seq(self) -> int: ...
+
+    @property
+    def last_purge_seq(self) -> int: ...
 
     async def put(self, entry: Entry, since_seq: int) -> int | None: ...
 
@@ -175,8 +179,15 @@ class Pipeline:
     def targets_for_path(
         self, path: str, headers: Mapping[str, str], model: str | None, tenant: Tenant
     ) -> Sequence[Target]:
-        """Where a request goes that passes through. Raises ClientError when no backend may take it."""
-        dialect = "anthropic" if "/messages" in path or "anthropic-version" in headers else "openai"
+        """Where a request goes that passes through. Raises ClientError when no backend may take it.
+
+        A vendor's paths go to backends that speak its dialect, and so does the caller's key. Only where no backend in
+        the whole configuration does, as behind `--upstream`, is the path left to those there are.
+        """
+        dialect = vendor_of(path, headers)
+        spoken = {backend.dialect for pool in self._config.pools.values() for backend in pool.backends}
+        if dialect not in spoken:
+            dialect = min(spoken)
         _, targets = self._find_route(model, dialect, tenant.regions)
         if isinstance(targets, SemcacheError):
             raise targets
@@ -197,9 +208,7 @@ class Pipeline:
         outcome.reason = finding.reason if match is None else Reason.EXPLORING
         outcome.similarity = finding.best_similarity if match is None else match.similarity
         if ruling.only_if_cached:
-            raise ClientError(
-                "nothing stored answers this, and only-if-cached was asked", status=504, code="not_cached"
-            )
+            raise _not_cached()
         return self._forward(plan, ruling, finding, headers, outcome)
 
     def forward_instead(self, plan: Plan, asked: Directives, headers: Mapping[str, str], outcome: Outcome) -> Followed:
@@ -207,6 +216,8 @@ class Pipeline:
         self.faults["unplayable"] += 1
         ruling = replace(tighten(plan.ruling, asked), skip_lookup=Reason.CACHE_FAULT)
         outcome.reason = Reason.CACHE_FAULT
+        if ruling.only_if_cached:
+            raise _not_cached()
         reply = self._forward(plan, ruling, Finding(None, Reason.CACHE_FAULT), headers, outcome)
         assert isinstance(reply, Followed)
         return reply
@@ -252,7 +263,7 @@ class Pipeline:
 
         Where those are other words, the flight must not be found by someone who asks exactly what the entry answered.
         """
-        key = plan.key.exact if match.tier is Tier.EXACT else b"refresh " + match.entry.key.exact
+        key = self._flight_key(plan.key.exact if match.tier is Tier.EXACT else b"refresh " + match.entry.key.exact)
         if ruling.may_store and not self.flights.is_under_way(key) and not isinstance(plan.targets, SemcacheError):
             self._lead(plan, ruling, None, headers, key=key, keep=True)
 
@@ -265,7 +276,7 @@ class Pipeline:
         outcome.verdict = Verdict.BYPASS if FWD[reason] == "bypass" else Verdict.MISS
         may_share = ruling.may_coalesce and reason is not Reason.LEARNED
         if may_share:
-            flight = self.flights.find(plan.key.exact)
+            flight = self.flights.find(self._flight_key(plan.key.exact))
             if flight is not None:
                 outcome.verdict = Verdict.COALESCED
                 outcome.collapsed = True
@@ -283,8 +294,12 @@ class Pipeline:
                 return self._serve(plan, ruling, match, headers, outcome)
         if isinstance(plan.targets, SemcacheError):
             raise plan.targets
-        flight = self._lead(plan, ruling, finding.vector, headers, key=plan.key.exact if may_share else None)
-        return Followed(flight, in_same_form=True)
+        key = self._flight_key(plan.key.exact) if may_share else None
+        return Followed(self._lead(plan, ruling, finding.vector, headers, key), in_same_form=True)
+
+    def _flight_key(self, exact: bytes) -> Hashable:
+        """A flight that began before a purge is joined by nobody who asks after it."""
+        return exact, self._store.last_purge_seq
 
     def _lead(
         self,
@@ -292,7 +307,7 @@ class Pipeline:
         ruling: Ruling,
         vector: Vector | None,
         headers: Mapping[str, str],
-        key: bytes | None,
+        key: Hashable | None,
         keep: bool = False,
     ) -> Flight[Recording]:
         limit_bytes = plan.route.cache.max_answer if ruling.may_store or key is not None else 0
@@ -439,6 +454,10 @@ class Pipeline:
 
 # Answers to the same request will most likely be refused again for these.
 _LASTING = frozenset({Unstorable.FINISH, Unstorable.TOOL_CALLS, Unstorable.TOO_LARGE, Unstorable.EMPTY})
+
+
+def _not_cached() -> ClientError:
+    return ClientError("nothing stored answers this, and only-if-cached was asked", status=504, code="not_cached")
 
 
 def _forbids_storing(headers: Mapping[str, str]) -> bool:

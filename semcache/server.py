@@ -100,7 +100,7 @@ class Server:
     async def _answer(self, request: web.BaseRequest, path: str, outcome: Outcome) -> web.StreamResponse:
         # A query changes what is asked in ways no dialect reads yet, so such a request passes through.
         found = wire.dialect_for(path) if request.method == "POST" and not request.query_string else None
-        if found is None and not path.startswith("/v1/"):
+        if found is None and not wire.is_model_path(path):
             raise ClientError("no such path here; the models are under /v1/", status=404, code="not_found")
         refuse_unforwardable(request.headers)
         tenant = self._admission.identify(request.headers)
@@ -314,11 +314,9 @@ class Server:
     async def _read_json(self, request: web.BaseRequest) -> tuple[bytes, str | None]:
         """A JSON body and the model it names, if it does: the route depends on it. Judging the body is not for us."""
         body = await read_body(request, self._config.server)
-        try:
-            model = orjson.loads(body)["model"]
-        except (ValueError, KeyError, TypeError):
-            model = None
-        return body, model if isinstance(model, str) else None
+        if len(body) > PARSE_INLINE_BYTES:
+            return body, await asyncio.to_thread(wire.read_model, body)
+        return body, wire.read_model(body)
 
     # Our own answers
 
@@ -326,9 +324,13 @@ class Server:
         self, path: str, error: SemcacheError, outcome: Outcome, request: web.BaseRequest
     ) -> web.StreamResponse:
         """A 4xx or 5xx of our own, in the shape that the caller's SDK expects."""
-        looked_up = isinstance(error, UpstreamError)  # what never got that far says nothing about the cache
         headers = [("Content-Type", JSON)]
-        headers += self._own_headers(outcome) if looked_up else [("X-Request-Id", outcome.request_id)]
+        if isinstance(error, UpstreamError):
+            headers += self._own_headers(outcome)
+        else:
+            headers.append(("X-Request-Id", outcome.request_id))
+            if error.code == "not_cached" and outcome.reason is not None:  # looked up, neither hit nor forwarded
+                headers.append(("Cache-Status", f"semcache; detail={outcome.reason}"))
         outcome.verdict = Verdict.REFUSED
         outcome.error = type(error).__name__
         if isinstance(error, ClientError):

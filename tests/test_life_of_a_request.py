@@ -13,6 +13,7 @@ import httpx2
 import openai
 import pytest
 
+from semcache.types import Selector
 from tests.fakes import ModelServer
 from tests.harness import Proxy, running_proxy, until
 
@@ -233,6 +234,7 @@ async def test_only_if_cached_costs_nothing_upstream(proxy: Proxy) -> None:
     with pytest.raises(openai.InternalServerError) as caught:
         await proxy.ask(PARCEL, headers={"Cache-Control": "only-if-cached"})
     assert caught.value.status_code == 504
+    assert caught.value.response.headers["cache-status"] == "semcache; detail=no-entry"
     assert proxy.backend.requests == 0
 
 
@@ -344,6 +346,48 @@ async def test_other_paths_pass_through_untouched(proxy: Proxy) -> None:
     assert proxy.backend.paths == ["/v1/models"]
     raw = await proxy.client.post("/fine_tuning/jobs?limit=3&x=%2F", cast_to=dict[str, object], body={"a": 1})
     assert raw["path"] == "/v1/fine_tuning/jobs?limit=3&x=%2F"
+
+
+async def test_a_base_url_works_without_v1(proxy: Proxy) -> None:
+    client = proxy.client.with_options(base_url=proxy.url.removesuffix("/v1"))
+    raw = await client.models.with_raw_response.list()
+    assert raw.headers["cache-status"].endswith("detail=endpoint")
+    assert proxy.backend.paths == ["/v1/models"]
+    with pytest.raises(openai.NotFoundError):
+        await client.get("/metrics", cast_to=object)
+
+
+async def test_a_key_goes_to_the_vendor_whose_path_it_is(tmp_path: Path) -> None:
+    anthropic = ModelServer()
+    async with anthropic.running(), ModelServer().running() as other:
+        settings = f"""
+        pools:
+          openai: {{backends: [{{url: '{other.url}'}}]}}
+          anthropic: {{backends: [{{url: '{anthropic.url}', dialect: anthropic}}]}}
+        """
+        async with running_proxy(tmp_path, settings) as proxy:
+            await proxy.client.get("/threads/t1/messages", cast_to=object)
+            assert (other.paths, anthropic.paths) == (["/v1/threads/t1/messages"], [])
+            await proxy.client.post("/messages", cast_to=object, body={"model": "claude"})
+            assert anthropic.paths == ["/v1/messages"]
+
+
+async def test_behind_one_server_every_path_is_that_servers(proxy: Proxy) -> None:
+    await proxy.client.post("/messages", cast_to=object, body={"model": "claude"})
+    assert proxy.backend.paths == ["/v1/messages"]
+
+
+async def test_nobody_who_asks_after_a_purge_joins_a_fetch_from_before_it(proxy: Proxy) -> None:
+    proxy.backend.gate = asyncio.Event()
+    before = asyncio.create_task(proxy.ask(PARCEL))
+    await until(lambda: proxy.backend.requests == 1)
+    await proxy.app.store.purge(Selector(text=PARCEL))
+    after = asyncio.create_task(proxy.ask(PARCEL))
+    await until(lambda: proxy.backend.requests == 2)
+    proxy.backend.gate.set()
+    assert (await before).text.startswith("answer 1")
+    assert (await after).text.startswith("answer 2")
+    assert (await proxy.ask(PARCEL)).text.startswith("answer 2"), "the first was not stored"
 
 
 async def test_the_callers_key_is_passed_through_or_replaced(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ anyone noticing, and an equal request in flight never costs a second fetch.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Generic, Protocol, TypeVar
 
 
@@ -51,15 +51,15 @@ class Flight(Generic[R]):
 
 
 class Flights(Generic[R]):
-    """Those under way, by exact key. Counts what it saved."""
+    """Those under way, by what they fetch. Counts what it saved."""
 
     def __init__(self) -> None:
-        self._joinable: dict[bytes, Flight[R]] = {}
+        self._joinable: dict[Hashable, Flight[R]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.led = 0
         self.joined = 0
 
-    def find(self, key: bytes) -> Flight[R] | None:
+    def find(self, key: Hashable) -> Flight[R] | None:
         """The flight that already fetches this, if it can still be followed from its beginning."""
         flight = self._joinable.get(key)
         if flight is None or flight.is_abandoned or not flight.recording.is_joinable:
@@ -67,12 +67,12 @@ class Flights(Generic[R]):
         self.joined += 1
         return flight
 
-    def is_under_way(self, key: bytes) -> bool:
+    def is_under_way(self, key: Hashable) -> bool:
         return key in self._joinable
 
     def lead(
         self,
-        key: bytes | None,
+        key: Hashable | None,
         recording: R,
         fetch: Callable[[Flight[R]], Coroutine[Any, Any, None]],
         keep: bool = False,

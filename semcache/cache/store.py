@@ -151,6 +151,11 @@ class SqliteStore:
         return self._database.id
 
     @property
+    def last_purge_seq(self) -> int:
+        """Of the newest purge, here or in another process. What was fetched before it must reach nobody new."""
+        return self._ledger.last_purge_seq
+
+    @property
     def last_seq(self) -> int:
         """The newest number this process knows."""
         return self._ledger.last_seq

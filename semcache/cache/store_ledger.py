@@ -242,8 +242,13 @@ class Ledger:
             if missed:
                 apply(missed)
 
+    @property
+    def last_purge_seq(self) -> int:
+        """Of the newest purge we know of. Read from any thread."""
+        return self._purges[-1].seq if self._purges else self._purge_floor
+
     def _is_purged(self, put: Put) -> bool:
-        newest = self._purges[-1].seq if self._purges else self._purge_floor
+        newest = self.last_purge_seq
         if put.since_seq >= newest:  # nearly always
             return False
         if put.since_seq < self._purge_floor:
