@@ -17,9 +17,6 @@ from semcache.config import TenantSettings
 from semcache.errors import ClientError
 from semcache.types import Tenant
 
-# Where SDKs put the key: OpenAI, Anthropic, Azure OpenAI. All that are sent make up the identity.
-KEY_HEADERS = ("Authorization", "x-api-key", "api-key")
-
 ANONYMOUS = Tenant("anonymous")  # no key at all, where none is asked for
 
 
@@ -41,7 +38,12 @@ class Admission:
     def identify(self, headers: MultiMapping[str]) -> Tenant:
         """Raises ClientError 401."""
         # A field that comes twice counts twice: which of its values an upstream believes is not known here.
-        return self._identify(*[tuple(headers.getall(name, ())) for name in KEY_HEADERS])
+        # Where SDKs put the key: OpenAI, Anthropic, Azure OpenAI. All that are sent make up the identity.
+        return self._identify(
+            tuple(headers.getall("Authorization", ())),
+            tuple(headers.getall("x-api-key", ())),
+            tuple(headers.getall("api-key", ())),
+        )
 
     def namespace(self, tenant: Tenant, asked: str) -> str:
         """The namespace to use: what was asked, if the tenant may; else his first, or none. Raises ClientError 403."""

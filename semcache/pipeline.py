@@ -201,6 +201,9 @@ class Pipeline:
         Raises ClientError when the request must not be forwarded (only-if-cached, a region without a backend).
         """
         ruling = tighten(plan.ruling, asked)
+        match = self._lookup.find_in_memory(plan.key, ruling) if ruling.skip_lookup is None else None
+        if match is not None and ruling.may_serve:  # nine of ten hits, and nothing was waited for
+            return self._serve(plan, ruling, match, headers, outcome)
         finding = await self._look_up(plan, ruling, outcome)
         match = finding.match
         if match is not None and ruling.may_serve:
@@ -234,9 +237,6 @@ class Pipeline:
         """LOOKUP. A fault of the cache is a finding like any other: nothing found, for that reason."""
         if ruling.skip_lookup is not None:
             return Finding(None, ruling.skip_lookup)
-        match = self._lookup.find_in_memory(plan.key, ruling)
-        if match is not None:
-            return Finding(match)
         if plan.key.exact in self._learned:
             return Finding(None, Reason.LEARNED)
         try:

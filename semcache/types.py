@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -229,16 +229,14 @@ class Selector:
     text: str | None = None  # the question, compared after strip()
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A neighbour from the same partition, not yet trusted."""
 
     seq: int
     similarity: float  # cosine, -1 to 1
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(NamedTuple):
     """A stored answer that may be served."""
 
     entry: Entry
@@ -252,8 +250,7 @@ class Match:
         return self.ttl_left_s <= 0
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """What a lookup found: a match, or why there is none (and, for the record, the best that was seen)."""
 
     match: Match | None

@@ -99,6 +99,22 @@ async def test_the_key_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     assert not (tmp_path / "t.db.key").exists()
 
 
+async def test_what_was_asked_and_answered_is_readable_by_its_owner_only(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "for us" / "s.db"
+    before = os.umask(0)
+    try:
+        store = store_at(path)
+        await store.open()
+        await store.put(make_entry("q"), 0)
+        found = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir() if file.stat().st_size}
+        await store.close()
+    finally:
+        os.umask(before)
+    assert {"s.db", "s.db-wal", "s.db-shm", "s.db.key"} <= found.keys()
+    assert set(found.values()) == {0o600}
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in (path.parent, path.parent.parent)] == [0o700, 0o700]
+
+
 async def test_a_log_without_its_database_is_not_replayed_into_a_new_one(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
     path.with_name("s.db-wal").write_bytes(b"left over")

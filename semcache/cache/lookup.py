@@ -8,7 +8,6 @@ and verified it; an entry that is gone or expired by then was never there.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from time import perf_counter
 from typing import Protocol, TypeVar
 
@@ -68,10 +67,10 @@ class Lookup:
         if exact.match is not None:
             return exact
         if key.partition is None or ruling.exact_only is not None or ask.question is None:
-            return replace(exact, reason=_first(exact.reason, ruling.exact_only or Reason.EXACT_ONLY))
+            return exact._replace(reason=_first(exact.reason, ruling.exact_only or Reason.EXACT_ONLY))
         semantic = await self._find_semantic(ask.question, key.partition, ruling, phases_ms)
         if semantic.match is None:
-            return replace(semantic, reason=_first(exact.reason, semantic.reason or Reason.NO_ENTRY))
+            return semantic._replace(reason=_first(exact.reason, semantic.reason or Reason.NO_ENTRY))
         return semantic
 
     async def _find_exact(self, key: Key, ruling: Ruling) -> Finding:

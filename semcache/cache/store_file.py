@@ -127,7 +127,7 @@ def open_database(path: Path | None, *, key_path: Path | None, busy_s: float) ->
     if path.is_dir():
         raise StartError(f"store: {path} is a folder; name a file in it, such as {path / 'semcache.db'}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
     except OSError as exc:
         raise StartError(f"store: the folder {path.parent} cannot be made: {exc.strerror}") from exc
     with _only_starter(path):
@@ -152,6 +152,8 @@ def _open(path: Path, key: bytes, busy_s: float) -> Database:
         raise _Unusable("is empty")
     if not existed and wal.exists():
         raise _Unusable("is gone but its log is there")
+    if not existed:
+        _create(path)
     uri = path.absolute().as_uri()
     connection = _connect(uri, busy_s)
     try:
@@ -177,6 +179,23 @@ def _open(path: Path, key: bytes, busy_s: float) -> Database:
     except BaseException:
         connection.close()
         raise
+
+
+def _make_folder(folder: Path) -> None:
+    """Folders that are there already keep the mode that somebody gave them. Raises OSError."""
+    for part in (*reversed(folder.parents), folder):  # one by one: `parents=True` gives the mode to the last only
+        part.mkdir(mode=0o700, exist_ok=True)
+
+
+def _create(path: Path) -> None:
+    """An empty file for SQLite to fill, since SQLite itself would let everybody read it. Raises StartError.
+
+    The log and the shared memory beside it get its mode.
+    """
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as exc:
+        raise StartError(f"store: {path} cannot be created: {exc.strerror}") from exc
 
 
 def _prepare(
