@@ -3,7 +3,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 from semcache.cache.store import SqliteStore
+from semcache.cache.store_log import rows_after
 from semcache.errors import ClientError
 from semcache.types import Answer, Entry, Form, Usage
 from tests.entries import NOW, STAMP, make_entry
@@ -90,6 +93,21 @@ async def test_many_entries_come_through_in_both_directions(stores: tuple[Sqlite
             yield line
 
     assert await two.import_lines(stream()) == 700
+
+
+async def test_a_read_takes_large_entries_a_few_at_a_time(
+    stores: tuple[SqliteStore, SqliteStore], tmp_path: Path
+) -> None:
+    store = stores[0]
+    for number in range(24):
+        await store.put(make_entry(f"q{number}", padding=2**20), 0)
+    with closing(sqlite3.connect(tmp_path / "a.db")) as db:
+        one_read = rows_after(db, 0, 256, 8 * 2**20)
+        assert [row[0] for row in one_read] == list(range(1, 9))
+        assert [row[0] for row in rows_after(db, 8, 4, 8 * 2**20)] == [9, 10, 11, 12]
+        assert [row[0] for row in rows_after(db, 20, 256, 1)] == [21]
+        assert rows_after(db, 24, 256, 1) == []
+    assert len(await exported(store)) == 25
 
 
 def _line(**changes: Any) -> bytes:

@@ -51,7 +51,8 @@ BUSY_S = 2.0  # how long a write waits for another program's lock before it fail
 HYSTERESIS = 50  # evict down to 1/50 below the limit, so that not every put at the limit evicts
 FULL_DISK_SHARE = 20  # on a full disk, evict 1/20 of the entries
 TOUCHED_LIMIT = 100_000  # uses remembered between two flushes
-EXPORT_ROWS = 256  # to a read
+EXPORT_ROWS = 256  # to a read, and fewer where they are large:
+EXPORT_BYTES = 8 * 2**20
 IMPORT_PUTS = 256  # to a wait
 IMPORT_BYTES = 8 * 2**20
 
@@ -279,7 +280,9 @@ class SqliteStore:
         """Yield lines of JSON: a header, then every entry there is when its turn comes. Damaged ones are left out."""
         yield store_exchange.header_line(self.id, self._clock())
         after = 0
-        while rows := await self._on_reader(lambda db, after=after: log_sql.rows_after(db, after, EXPORT_ROWS)):  # type: ignore[misc]
+        while rows := await self._on_reader(
+            lambda db, after=after: log_sql.rows_after(db, after, EXPORT_ROWS, EXPORT_BYTES)  # type: ignore[misc]
+        ):
             for row in rows:
                 try:
                     yield store_exchange.entry_line(self._codec.to_entry(row))

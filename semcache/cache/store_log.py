@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from itertools import chain
@@ -29,6 +30,7 @@ _INSERT_TOMBSTONES = {n: f"INSERT INTO tombstones VALUES {', '.join(['(?, ?)'] *
 _STANDING = {
     n: f"SELECT exact_key, seq, created_at FROM entries WHERE exact_key IN ({', '.join('?' * n)})" for n in _BATCHES
 }
+_ANSWER = COLUMNS.index("answer")
 _LISTED = "(SELECT value FROM json_each(?))"
 
 
@@ -203,8 +205,20 @@ def read_row(db: sqlite3.Connection, seq: int) -> Row | None:
     return row
 
 
-def rows_after(db: sqlite3.Connection, after: int, limit: int) -> list[Row]:
-    return db.execute("SELECT * FROM entries WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit)).fetchall()
+def rows_after(db: sqlite3.Connection, after: int, limit: int, limit_bytes: int) -> list[Row]:
+    """Return the next rows: at most `limit`, and no more once their answers come to `limit_bytes`; one if there is any.
+
+    Rows are fetched one at a time: SQLite makes the next only when it is asked for.
+    """
+    rows: list[Row] = []
+    size_bytes = 0
+    with closing(db.execute("SELECT * FROM entries WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit))) as cursor:
+        for row in cursor:
+            rows.append(row)
+            size_bytes += len(row[_ANSWER])
+            if size_bytes >= limit_bytes:
+                break
+    return rows
 
 
 def selected_seqs(db: sqlite3.Connection, selector: Selector, before: int) -> list[int]:
