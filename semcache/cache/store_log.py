@@ -30,7 +30,6 @@ _INSERT_TOMBSTONES = {n: f"INSERT INTO tombstones VALUES {', '.join(['(?, ?)'] *
 _STANDING = {
     n: f"SELECT exact_key, seq, created_at FROM entries WHERE exact_key IN ({', '.join('?' * n)})" for n in _BATCHES
 }
-_ANSWER = COLUMNS.index("answer")
 _LISTED = "(SELECT value FROM json_each(?))"
 
 
@@ -206,7 +205,7 @@ def read_row(db: sqlite3.Connection, seq: int) -> Row | None:
 
 
 def rows_after(db: sqlite3.Connection, after: int, limit: int, limit_bytes: int) -> list[Row]:
-    """Return the next rows: at most `limit`, and no more once their answers come to `limit_bytes`; one if there is any.
+    """Return the next rows: at most `limit`, and no more once they come to `limit_bytes`; one if there is any.
 
     Rows are fetched one at a time: SQLite makes the next only when it is asked for.
     """
@@ -215,7 +214,8 @@ def rows_after(db: sqlite3.Connection, after: int, limit: int, limit_bytes: int)
     with closing(db.execute("SELECT * FROM entries WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit))) as cursor:
         for row in cursor:
             rows.append(row)
-            size_bytes += len(row[_ANSWER])
+            # Not only the answer, and by what is there: in a damaged row any column may be anything.
+            size_bytes += sum(len(value) for value in row if isinstance(value, (bytes, str)))
             if size_bytes >= limit_bytes:
                 break
     return rows
