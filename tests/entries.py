@@ -27,7 +27,7 @@ def make_entry(
 ) -> Entry:
     scope = Scope(tenant, namespace, "openai", "chat/completions", model)
     return Entry(
-        id=f"id-{tenant}-{question}-{created_at}",
+        id=entry_id(question, tenant, created_at),
         scope=scope,
         key=Key(digest(f"{scope}{question}"), digest(f"{scope}{embedder}") if embedder else None),
         question=question,
@@ -40,6 +40,10 @@ def make_entry(
         user=user,
         writer=tenant,
     )
+
+
+def entry_id(question: str, tenant: str = "shop", created_at: float = NOW) -> str:
+    return digest(f"{tenant} {question} {created_at}").hex()[:20]
 
 
 def answer_to(question: str) -> bytes:

@@ -17,7 +17,7 @@ from semcache.cache.store import SqliteStore, open_store
 from semcache.config import Cache
 from semcache.errors import ConfigError, StoreFault
 from semcache.types import Change, Entry, Posting, Selector
-from tests.entries import NOW, STAMP, belongs, make_entry
+from tests.entries import NOW, STAMP, belongs, entry_id, make_entry
 from tests.fakes import Clock
 
 OpenStore = Callable[..., Awaitable[SqliteStore]]
@@ -366,7 +366,7 @@ async def test_a_locked_database_fails_puts_and_still_answers(open_at: OpenStore
         (Selector(text="q\ud800"), ""),
         (Selector(user="u\ud800"), ""),
         (Selector(tenant="shop", model="gpt-*", namespace="faq"), "ab"),
-        (Selector(entry=f"id-shop-q d-{NOW}"), "d"),
+        (Selector(entry=entry_id("q d")), "d"),
         (Selector(tenant="' OR 1=1 --"), ""),
     ],
     ids=str,
@@ -592,7 +592,18 @@ async def test_the_store_is_made_as_configured(tmp_path: Path) -> None:
     assert "memory" in repr(open_store(Cache(store="memory:")))
     for wrong in ("redis://host", "sqlite:", "memory", "s.db"):
         with pytest.raises(ConfigError, match="cache.store"):
-            open_store(Cache(store=wrong))
+            open_store(unchecked(wrong))
+
+
+def unchecked(store: str) -> Cache:
+    """As from a config that was made without its validators."""
+    return Cache.model_construct(store=store)
+
+
+def test_a_refusal_does_not_show_the_password_in_an_address() -> None:
+    with pytest.raises(ConfigError, match='"redis"') as refused:
+        open_store(unchecked("redis://:hunter2@host"))
+    assert "hunter2" not in refused.value.message
 
 
 async def test_a_closed_store_refuses_instead_of_hanging(open_at: OpenStore) -> None:

@@ -70,9 +70,8 @@ def open_store(cache: Cache, clock: Callable[[], float] = time.time) -> SqliteSt
         return SqliteStore(Path(path), max_entries=cache.max_entries, clock=clock)
     if cache.store == "memory:":
         return SqliteStore(":memory:", max_entries=cache.max_entries, clock=clock)
-    raise ConfigError(
-        f'cache.store: "{cache.store}" is none of: sqlite:PATH, memory: (this version has no other store)'
-    )
+    # Only the scheme: the rest of an address may hold a password.
+    raise ConfigError(f'cache.store: "{scheme}" is none of: sqlite:PATH, memory: (this version has no other store)')
 
 
 class SqliteStore:
