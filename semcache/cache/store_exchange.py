@@ -6,6 +6,7 @@ little-endian float32. A line is believed only after every field was checked: it
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from math import isfinite
 
@@ -53,6 +54,7 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     usage: tuple[int, int] | None = None  # prompt tokens, completion tokens
 
 
+_IS_ID = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
 _encode = msgspec.json.Encoder().encode
 _decode_header = msgspec.json.Decoder(_Header).decode
 _decode_line = msgspec.json.Decoder(_Line).decode
@@ -147,7 +149,7 @@ def _check(raw: _Line, vector: Vector | None) -> None:
     """Raises ValueError. The rules that types cannot say."""
     parts = raw.parts if raw.parts is not None else raw.parts_base64
     rules = (
-        (bool(raw.id), "id is empty"),
+        (_IS_ID(raw.id) is not None, "id must be 1 to 64 letters, digits, - and _: it goes into a header"),
         (len(raw.exact) == KEY_BYTES, f"exact must be {KEY_BYTES} bytes in base64"),
         (raw.partition is None or len(raw.partition) == KEY_BYTES, f"partition must be {KEY_BYTES} bytes in base64"),
         ((vector is None) == (raw.embedder is None), "vector and embedder go together"),
