@@ -38,7 +38,6 @@ COUNTERS: Mapping[str, frozenset[str]] = {
         "backends": "requests failovers",
         "embedder": "texts remembered joined too_long faults refused late skipped seconds",
         "index": "folds folds_failed fold_seconds vectors_refused snapshots_saved snapshots_damaged snapshots_foreign",
-        "listener": "requests",
         "pipeline": "led joined stored",
         "request_log": "lines_written lines_dropped lines_lost",
         "store": "commits puts refused_puts purged_puts reads damaged foreign_changes apply_faults poll_faults "

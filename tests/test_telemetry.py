@@ -46,7 +46,8 @@ def telemetry(ledger: Ledger, log: Log) -> Telemetry:
         "embedder": {"queue_depth": 7.0},
         "pipeline": {"led": 5, "flights": 2, "fault_StoreFault": 1, "stored": 1, "unstorable_finish": 1},
     }
-    stats |= {"listener": {"refused_header_timeout": 4}, "store": {"refused_puts": 2, "path": "not a number"}}
+    stats |= {"listener": {"refused_header_timeout": 4, "requests": 6}}
+    stats |= {"store": {"refused_puts": 2, "path": "not a number"}}
     stats |= {"request_log": {"lines_dropped": 3}, "usage": {"billed_usd": 1.0}}
     return Telemetry(lambda: stats, ledger, log, clock=iter([100.0, 160.0]).__next__)
 
@@ -146,6 +147,7 @@ def test_the_figures_of_the_parts_are_shown_as_counters_gauges_and_faults(teleme
     seen = figures(telemetry)
     assert seen["semcache_embedder_queue_depth", ()] == 7
     assert seen["semcache_pipeline_flights", ()] == 2
+    assert seen["semcache_listener_requests", ()] == 6  # under way
     assert seen["semcache_pipeline_led_total", ()] == 5
     assert seen["semcache_request_log_lines_dropped_total", ()] == 3
     assert seen["semcache_store_refused_puts_total", ()] == 2
