@@ -289,7 +289,7 @@ def write_fp32(folder: Path) -> Path:
     """The graph before quantising, by the same exporter. Returns its path."""
     source = model.locate(model.DEFAULT)
     weights = model.check_weights(model.DEFAULT, source)
-    command = [sys.executable, "-m", "semcache.cache.export", str(source), str(folder), "--name", model.DEFAULT]
+    command = [sys.executable, "-m", "semcache.cache.model_export", str(source), str(folder), "--name", model.DEFAULT]
     subprocess.run([*command, "--weights", weights, "--precision", "fp32"], check=True, capture_output=True)
     return folder / model.MODEL
 

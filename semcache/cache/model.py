@@ -24,7 +24,7 @@ from typing import Any
 from semcache.errors import StartError
 
 DEFAULT = "all-MiniLM-L6-v2"
-RECIPE = 1  # raised when cache/export.py makes other vectors of the same weights: stored vectors are then not compared
+RECIPE = 1  # raised when model_export.py makes other vectors of the same weights: stored ones are then not compared
 
 MODEL, TOKENIZER, PROBES, MANIFEST = "model.onnx", "tokenizer.json", "probes.npy", "manifest.json"
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # the second only where there is none of the first
@@ -207,10 +207,10 @@ def sha256_of(path: Path) -> str:
 
 
 def export_in_child(name: str, source: Path, weights: str, target: Path, progress: Progress) -> None:
-    """Run cache/export.py, so that torch's memory is gone afterwards. Raises StartError with its last line."""
+    """Run cache/model_export.py, so that torch's memory is gone afterwards. Raises StartError with its last line."""
     if importlib.util.find_spec("sentence_transformers") is None:
         raise StartError(f"{name}: preparing needs torch; run: pip install semcache-proxy, or bring a prepared model")
-    command = [sys.executable, "-m", "semcache.cache.export", str(source), str(target), "--name", name]
+    command = [sys.executable, "-m", "semcache.cache.model_export", str(source), str(target), "--name", name]
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said,
         subprocess.Popen([*command, "--weights", weights], stdout=subprocess.PIPE, stderr=said, text=True) as child,

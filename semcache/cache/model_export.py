@@ -237,7 +237,7 @@ def _say(share: float, step: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m semcache.cache.export", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m semcache.cache.model_export", description=__doc__)
     parser.add_argument("source", type=Path, help="folder of a sentence-transformers model")
     parser.add_argument("target", type=Path, help="empty folder")
     parser.add_argument("--name", required=True)
