@@ -46,7 +46,7 @@ serve: $(INSTALLED) model  ## start the proxy (UPSTREAM=http://127.0.0.1:8000/v1
 	@$(BIN)/semcache serve $(if $(UPSTREAM),--upstream $(UPSTREAM)) $(ARGS)
 
 .PHONY: test
-test: lint tools-test model  ## the whole suite: lint, types, tests (ARGS="-k purge": some of the tests)
+test: lint model  ## the whole suite: lint, types, tests (ARGS="-k purge": some of the tests)
 	@$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: lint
@@ -56,7 +56,7 @@ lint: $(INSTALLED)  ## style and types only
 	@$(BIN)/mypy
 
 .PHONY: bench
-bench: $(INSTALLED) tools-bench model  ## ratios to the bare limits of this machine, some minutes
+bench: $(INSTALLED) tools model  ## ratios to the bare limits of this machine, some minutes
 	@$(BIN)/python -m loadtests.bench $(ARGS)
 
 .PHONY: loadtest
@@ -71,20 +71,18 @@ constraints: $(INSTALLED)  ## write the versions in .venv to constraints.txt
 		| sed 's/+[a-z0-9.]*$$//' >> constraints.txt.new
 	@mv constraints.txt.new constraints.txt
 
-# Programs from Debian that some tests and the benchmark drive. Installed where that needs no question (root, apt);
-# elsewhere the tests that miss one skip and say so.
-.PHONY: tools-test tools-bench
-tools-test: PROGRAMS := redis-server:redis-server nginx:nginx chromium:chromium
-tools-bench: PROGRAMS := wrk:wrk nginx:nginx
-tools-test tools-bench:
+# Programs from Debian that drive the benchmark. Installed where that needs no question (root, apt).
+.PHONY: tools
+tools: PROGRAMS := wrk:wrk taskset:util-linux
+tools:
 	@missing=""; for pair in $(PROGRAMS); do \
-		PATH="$$PATH:/usr/sbin" command -v "$${pair%%:*}" >/dev/null || missing="$$missing $${pair##*:}"; done; \
+		command -v "$${pair%%:*}" >/dev/null || missing="$$missing $${pair##*:}"; done; \
 	[ -n "$$missing" ] || exit 0; \
 	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
-		echo "not installed, so what needs them is skipped:$$missing"; exit 0; fi; \
+		echo "not installed, and the benchmark needs them:$$missing" >&2; exit 0; fi; \
 	echo "installing Debian packages:$$missing"; \
 	{ apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends $$missing >/dev/null; } \
-		|| echo "could not install$$missing; what needs them is skipped"
+		|| echo "could not install$$missing, which the benchmark needs" >&2
 
 .PHONY: clean
 clean:  ## remove what this file made, but the prepared models in the user's cache folder
