@@ -16,7 +16,9 @@ from typing import Protocol, cast
 from aiohttp import web
 from aiohttp.http import HttpVersion11
 
-# Written in pieces of at most this: a slow reader holds one piece and the transport's own 64 KB, not the answer.
+# Written in pieces of at most this: for a slow reader the transport copies no more than one, beside its own 64 KB.
+# The answer itself is another matter: a complete one is held until it is written, and one still being written belongs
+# to its recording, shared by all who follow it.
 PIECE_BYTES = 64 * 1024
 
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
