@@ -15,10 +15,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 
 import orjson
 
 from semcache.config import Server
+from semcache.errors import StartError
 from semcache.types import Outcome
 
 QUEUE_BYTES = 8 * 1024 * 1024  # some 15,000 lines: half a second of the fastest hits
@@ -60,6 +62,9 @@ class RequestLog:
         self.lost = 0  # the sink refused
 
     def start(self) -> None:
+        """Raises StartError where no line could ever be written."""
+        if self._path is not None:
+            _make_room(Path(self._path))
         self._thread.start()
 
     def stop(self) -> None:
@@ -145,6 +150,19 @@ class RequestLog:
             os.close(self._fd)
             self._fd = -1
         self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _make_room(path: Path) -> None:
+    """Make the folders, readable by us only. The file is not opened: it may be a pipe that waits for its reader."""
+    try:
+        for folder in reversed(path.parents):
+            folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as exc:
+        raise StartError(f"server.request_log: the folder {path.parent} cannot be made: {exc.strerror}") from exc
+    if path.is_dir():
+        raise StartError(f"server.request_log: {path} is a folder; name a file in it, such as {path / 'requests.log'}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise StartError(f"server.request_log: {path} cannot be written")
 
 
 def render_line(outcome: Outcome, time: datetime, question: str | None = None) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semcache.config import Server
+from semcache.errors import StartError
 from semcache.request_log import QUEUE_BYTES, NoLog, RequestLog, open_log, render_line
 from semcache.types import Outcome, Reason, Tier, Usage, Verdict
 
@@ -165,6 +167,26 @@ def test_the_settings_name_the_sink(tmp_path: Path) -> None:
     log.write(an_outcome(), "where is my parcel?")
     log.stop()
     assert lines_of(tmp_path / "requests.log")[0]["question"] == "where is my parcel?"
+
+
+def test_a_folder_that_is_not_there_is_made_at_the_start_for_its_owner_only(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "for us" / "requests.log"
+    log = open_log(Server(request_log=str(path)))
+    log.start()
+    log.write(an_outcome(7))
+    log.stop()
+    assert [line["request_id"] for line in lines_of(path)] == ["request-7"]
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in path.parents[:2]] == [0o700, 0o700]
+
+
+@pytest.mark.parametrize("where", ["file/requests.log", "."])
+def test_a_path_that_can_never_be_written_ends_the_start_with_one_line(tmp_path: Path, where: str) -> None:
+    (tmp_path / "file").touch()
+    log = open_log(Server(request_log=str(tmp_path / where)))
+    with pytest.raises(StartError, match=r"^server\.request_log: .*") as refused:
+        log.start()
+    assert "\n" not in refused.value.message
+    log.stop()
 
 
 def test_a_log_that_is_switched_off_takes_everything_and_keeps_nothing() -> None:
