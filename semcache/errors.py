@@ -13,7 +13,6 @@ class SemcacheError(Exception):
     """`message` is shown to whoever caused it, so it holds no secret and no other party's text."""
 
     status = 500
-    retryable = False
     code: str | None = None
 
     def __init__(self, message: str) -> None:
@@ -44,8 +43,6 @@ class ClientError(SemcacheError):
 
 class UpstreamError(SemcacheError):
     """No usable answer came from any backend: 502, or 504 when it was a deadline."""
-
-    retryable = True
 
     def __init__(self, message: str, *, status: int = 502, code: str = "upstream_error", sent: bool = False) -> None:
         super().__init__(message)
