@@ -110,6 +110,17 @@ async def test_a_read_takes_large_entries_a_few_at_a_time(
     assert len(await exported(store)) == 25
 
 
+async def test_a_row_damaged_past_recognition_is_left_out_of_an_export(
+    stores: tuple[SqliteStore, SqliteStore], tmp_path: Path
+) -> None:
+    for number in range(3):
+        await stores[0].put(make_entry(f"q{number}"), 0)
+    with closing(sqlite3.connect(tmp_path / "a.db")) as db, db:
+        db.execute("UPDATE entries SET answer = 7, question = NULL WHERE seq = 2")
+    assert [json.loads(line)["question"] for line in (await exported(stores[0]))[1:]] == ["q0", "q2"]
+    assert stores[0].stats()["damaged"] == 1
+
+
 def _line(**changes: Any) -> bytes:
     vector = np.array([0.6, 0.8], "<f4").tobytes()
     good = {
