@@ -197,13 +197,17 @@ async def _serve(config: Config, worker: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     await app.start()
-    print(
-        f"semcache: listening on http://{config.server.host}:{app.port}, "
-        f"metrics on http://{config.server.admin_host}:{app.admin_port}/metrics",
-        file=sys.stderr,
-        flush=True,
+    _say(
+        f"listening on http://{config.server.host}:{app.port}, "
+        f"metrics on http://{config.server.admin_host}:{app.admin_port}/metrics"
     )
     await stopping.wait()
     waiting = f"; running answers get up to {config.server.drain:g} s" if app.listener.stats()["connections"] else ""
-    print(f"semcache: stopping{waiting}", file=sys.stderr, flush=True)
+    _say(f"stopping{waiting}")
     await app.stop()
+
+
+def _say(line: str) -> None:
+    """To the operator, in one write: workers share the stream, and print() writes its line break apart."""
+    sys.stderr.write(f"semcache: {line}\n")
+    sys.stderr.flush()

@@ -55,7 +55,7 @@ from semcache.wire.recording import Recording
 log = logging.getLogger(__name__)
 
 PLAN_BODY_BYTES = 16 * 1024  # larger bodies are parsed each time: remembering them costs more memory than it saves time
-PLANS = 2048  # so at most 32 MB of bodies
+PLANS = 2048  # so at most some 64 MB, for a plan also holds its context and question
 MODEL_CHARS = 256  # routes of longer names are not remembered: a caller may make up a name of any length
 LEARNED_S = 60.0  # how long a request whose answer could not be kept runs without waiting for others
 JSON_ACK_S = 0.05  # a JSON answer waits this long for the store's word, to say `stored`; then it leaves without

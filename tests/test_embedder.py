@@ -664,5 +664,5 @@ async def test_a_remote_server_that_is_down_stops_the_start_only_where_its_size_
 
 
 def test_a_remote_engine_without_url_is_a_mistake_in_the_settings() -> None:
-    with pytest.raises(ConfigError, match=r"embedder\.url"):
-        embedders.build(config.Embedder(engine="openai"))
+    with pytest.raises(ConfigError, match="embedder: engine openai needs a url"):
+        config.parse("embedder: {engine: openai}")

@@ -22,7 +22,7 @@ import orjson
 
 from semcache import config
 from semcache.cache import model
-from semcache.errors import ConfigError, EmbedderFault, StartError, TooLong
+from semcache.errors import EmbedderFault, StartError, TooLong
 from semcache.types import Vector
 
 Reply = Vector | TooLong
@@ -188,8 +188,7 @@ class RemoteEngine:
     threads = 4  # batches on their way at once: while one travels, the next fills
 
     def __init__(self, settings: config.Embedder) -> None:
-        if not settings.url:
-            raise ConfigError('embedder.url: engine openai needs it, for instance "http://127.0.0.1:8002/v1"')
+        assert settings.url is not None  # config.Embedder has checked
         self._settings = settings
         self._http: aiohttp.ClientSession | None = None
         self._place = urlsplit(settings.url).netloc.rpartition("@")[2]  # for messages: a URL can hold a password
