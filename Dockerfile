@@ -18,11 +18,12 @@ COPY requirements requirements
 COPY semcache semcache
 RUN /opt/semcache/bin/python -m pip install --no-deps .
 
-# The model: made once with torch, which stays behind. A build of torch without CUDA is 0.2 GB instead of 3.
+# The model: made once with torch, which stays behind. A build of torch without CUDA is 0.2 GB instead of 3: name an index
+# that has one with --build-arg TORCH_INDEX=URL.
 FROM serve AS model
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG TORCH_INDEX=
 RUN python -m venv /opt/prepare \
-    && /opt/prepare/bin/python -m pip install --extra-index-url "${TORCH_INDEX}" -c constraints.txt .
+    && /opt/prepare/bin/python -m pip install ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} -c constraints.txt .
 ENV XDG_CACHE_HOME=/opt/models
 RUN /opt/prepare/bin/semcache model prepare all-MiniLM-L6-v2
 
