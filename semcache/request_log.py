@@ -165,11 +165,6 @@ def _make_room(path: Path) -> None:
         raise StartError(f"server.request_log: {path} cannot be written")
 
 
-def _short(value: float | None, digits: int = 3) -> float | None:
-    """Microseconds are enough, and seventeen digits are hard to read."""
-    return None if value is None else round(value, digits)
-
-
 def render_line(outcome: Outcome, time: datetime, question: str | None = None) -> bytes:
     """Return the line of a request, newline included: ASCII, and no control character but the newline at its end."""
     usage = outcome.usage
@@ -179,7 +174,7 @@ def render_line(outcome: Outcome, time: datetime, question: str | None = None) -
         "verdict": outcome.verdict,
         "reason": outcome.reason,
         "tier": outcome.tier,
-        "similarity": _short(outcome.similarity, 4),
+        "similarity": outcome.similarity,
         "entry": outcome.entry_id,
         "status": outcome.status,
         "fwd_status": outcome.fwd_status,
@@ -191,9 +186,9 @@ def render_line(outcome: Outcome, time: datetime, question: str | None = None) -
         "endpoint": outcome.endpoint,
         "stream": outcome.stream,
         "backend": outcome.backend,
-        "phases_ms": {phase: _short(ms) for phase, ms in outcome.phases_ms.items()} if outcome.phases_ms else {},
-        "ttfb_ms": _short(outcome.ttfb_ms),
-        "total_ms": _short(outcome.total_ms),
+        "phases_ms": outcome.phases_ms,
+        "ttfb_ms": outcome.ttfb_ms,
+        "total_ms": outcome.total_ms,
         "prompt_tokens": usage and usage.prompt_tokens,
         "completion_tokens": usage and usage.completion_tokens,
         "bytes_out": outcome.bytes_out,

@@ -94,7 +94,7 @@ class Server:
             outcome.truncated = True
             raise
         finally:
-            outcome.total_ms = (perf_counter() - outcome.started) * 1000
+            outcome.total_ms = round((perf_counter() - outcome.started) * 1000, 3)
             self._observer.observe(outcome, outcome.question)
 
     async def _answer(self, request: web.BaseRequest, path: str, outcome: Outcome) -> web.StreamResponse:
@@ -213,7 +213,8 @@ class Server:
         """What the upstream's head tells about this request. Its id for the request becomes ours, so that what the
         client reports to the vendor, what it reports to us and what our log says are one."""
         recording = reply.flight.recording
-        outcome.phases_ms["fetch"] = (perf_counter() - outcome.started) * 1000 - sum(outcome.phases_ms.values())
+        passed_ms = (perf_counter() - outcome.started) * 1000
+        outcome.phases_ms["fetch"] = round(passed_ms - sum(outcome.phases_ms.values()), 3)
         outcome.fwd_status, outcome.backend = recording.status, recording.backend
         if not reply.is_anothers:
             outcome.request_id = _request_id(recording.headers) or outcome.request_id
@@ -249,7 +250,7 @@ class Server:
         try:
             async for piece in pieces:
                 if outcome.ttfb_ms is None:
-                    outcome.ttfb_ms = (perf_counter() - outcome.started) * 1000
+                    outcome.ttfb_ms = round((perf_counter() - outcome.started) * 1000, 3)
                 outcome.bytes_out += len(piece)
                 await sender.send(piece)
             return await sender.end()
@@ -273,7 +274,7 @@ class Server:
     ) -> web.StreamResponse:
         outcome.status = status
         outcome.bytes_out = len(body)
-        outcome.ttfb_ms = (perf_counter() - outcome.started) * 1000
+        outcome.ttfb_ms = round((perf_counter() - outcome.started) * 1000, 3)
         return whole_response(request, status, headers, body, is_stream=is_stream)
 
     def _own_headers(self, outcome: Outcome) -> Headers:

@@ -98,13 +98,15 @@ class Lookup:
             vector, candidates = await self._embedder.embed(question, search)
         except TooLong:
             return Finding(None, Reason.TOO_LONG)
-        phases_ms["embed"] = (perf_counter() - begun) * 1000 - search_ms  # the wait for a free session is part of it
-        phases_ms["search"] = search_ms
+        phases_ms["embed"] = round(
+            (perf_counter() - begun) * 1000 - search_ms, 3
+        )  # the wait for a free session is part of it
+        phases_ms["search"] = round(search_ms, 3)
         if not candidates:
             return Finding(None, Reason.NO_ENTRY, vector=vector)
         begun = perf_counter()
         match, reason = await self._verify(question, candidates, ruling)
-        phases_ms["verify"] = (perf_counter() - begun) * 1000
+        phases_ms["verify"] = round((perf_counter() - begun) * 1000, 3)
         return Finding(match, reason, best_similarity=candidates[0].similarity, vector=vector)
 
     async def _verify(
