@@ -1,4 +1,4 @@
-"""THE LIFE OF A REQUEST, between its arrival (server.handle) and its delivery (server.deliver), one function per phase.
+"""THE LIFE OF A REQUEST, between its arrival and its delivery (both in server.py), one function per phase.
 
     plan       RULE and KEY: everything that follows from the request's bytes alone, remembered for equal bytes
     respond    decides between:
