@@ -263,6 +263,8 @@ class Pipeline:
 
         Where those are other words, the flight must not be found by someone who asks exactly what the entry answered.
         """
+        if ruling.only_if_cached:
+            return  # this caller wants nothing fetched on his behalf
         key = self._flight_key(plan.key.exact if match.tier is Tier.EXACT else b"refresh " + match.entry.key.exact)
         if ruling.may_store and not self.flights.is_under_way(key) and not isinstance(plan.targets, SemcacheError):
             self._lead(plan, ruling, None, headers, key=key, keep=True)

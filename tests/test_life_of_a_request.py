@@ -207,6 +207,15 @@ async def test_in_its_grace_an_answer_is_served_stale_while_one_refresh_runs(tmp
         assert proxy.backend.requests == 2
 
 
+async def test_only_if_cached_takes_a_stale_answer_without_a_refresh(tmp_path: Path) -> None:
+    async with running_proxy(tmp_path, "cache: {ttl: 60s, grace: 30s}") as proxy:
+        await proxy.ask(PARCEL)
+        proxy.clock.advance(70)
+        assert (await proxy.ask(PARCEL, headers={"Cache-Control": "only-if-cached"})).verdict == "stale"
+        await proxy.landed()
+        assert proxy.backend.requests == 1
+
+
 async def test_past_its_grace_an_answer_is_gone(tmp_path: Path) -> None:
     async with running_proxy(tmp_path, "cache: {ttl: 60s, grace: 30s}") as proxy:
         await proxy.ask(PARCEL)
