@@ -81,6 +81,7 @@ class Cache(_Section):
     sharing: Literal["tenant", "namespace", "all"] = "tenant"  # who may get whose answers; tenant: keys never share
     replay: Literal["instant", "recorded"] | Annotated[float, Field(gt=0)] = "instant"  # number: tokens per second
     identity: Literal["fresh", "original"] = "fresh"  # a hit's id and created: clients may treat ids as unique
+    usage: Literal["original", "zero"] = "original"  # a hit's token counts: clients meter by them; zero: what it cost
     store_tools: bool = False  # keep answers that call tools (exact tier only): a replayed call acts again
     on_client_gone: Literal["cancel", "finish"] = "cancel"  # a fetch nobody waits for: tokens cost money
 
@@ -133,7 +134,7 @@ class Backend(_Section):
     api_key: SecretStr = SecretStr("")  # empty: the caller's own key is passed through
     weight: float = Field(default=1, gt=0)
     region: str | None = None
-    dialect: Literal["openai", "anthropic"] = "openai"
+    dialect: Literal["openai", "azure", "anthropic", "ollama"] = "openai"  # what it speaks, and so what it is sent
     stream_usage: bool = (
         True  # ask for usage in streams (`stream_options.include_usage`); false for servers that refuse it
     )

@@ -45,6 +45,7 @@ class Reason(StrEnum):
     TOO_LONG = "too-long"  # ... the question is longer than the embedder reads
     AGENT = "agent"  # ... a running agent loop: tool results in the conversation
     MEDIA = "media"  # ... it carries images, audio or files
+    PARTIAL = "partial"  # some items of a batch are stored; only the others were fetched
     EXACT_ONLY = "exact-only"  # ... the operator or the caller asked for the exact tier
     NO_CACHE = "no-cache"  # the caller asked for a fresh answer
     MAX_AGE = "max-age"  # the stored answer is older than the caller accepts
@@ -52,6 +53,7 @@ class Reason(StrEnum):
     DISABLED = "disabled"  # the operator switched the cache off here
     NO_STORE = "no-store"  # the caller wants no trace in the cache
     ENDPOINT = "endpoint"  # not a path that is cached
+    STATE = "state"  # it reads or leaves something at the upstream, which no stored answer can stand for
     LEARNED = "learned"  # answers to this were found never to be storable
     CACHE_FAULT = "cache-fault"  # a part of the cache failed or was late
 
@@ -65,6 +67,7 @@ FWD: Mapping[Reason, Literal["miss", "request", "stale", "bypass"]] = {
     Reason.DISABLED: "bypass",
     Reason.NO_STORE: "bypass",
     Reason.ENDPOINT: "bypass",
+    Reason.STATE: "bypass",
     Reason.LEARNED: "bypass",
     Reason.CACHE_FAULT: "bypass",
 }
@@ -109,7 +112,10 @@ class Traits:
 
     has_tools: bool = False  # tools are declared
     has_tool_results: bool = False  # an agent loop is running
+    has_hosted_tools: bool = False  # tools that the vendor runs: what they bring is of its moment
     has_media: bool = False  # images, audio or files anywhere
+    is_stateful: bool = False  # it reads or leaves something at the upstream: a conversation, a background job
+    id_is_a_handle: bool = False  # the answer's id names what the upstream keeps: a replay must show the same
     choices: int = 1  # n
     temperature: float | None = None  # None: the caller left it to the model
 
@@ -118,8 +124,9 @@ class Traits:
 class Ask:
     """One request as its dialect understood it. Equal body bytes give an equal Ask."""
 
-    dialect: str
+    dialect: str  # whose backends may answer: "openai", "azure", "anthropic", "ollama"
     endpoint: str  # "chat/completions"
+    target: str  # path and query as they go upstream: "/v1/chat/completions"; belongs to the key
     model: str
     question: str | None  # None: no user text to compare, exact tier only
     context: bytes  # canonical bytes of all that must be equal; see cache/key.py
@@ -128,6 +135,8 @@ class Ask:
     user: str | None  # the caller's end user, for purge and audit; not context
     traits: Traits
     body: bytes  # as received
+    # Members of the answer that repeat the request and decide nothing: name and JSON text. A replay has the caller's own.
+    echo: tuple[tuple[str, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ _ENDS_HERE = _ONE_CONNECTION | {
     "x-real-ip",
 }
 
+_KEY_FIELDS: Mapping[str, str] = {"anthropic": "x-api-key", "azure": "api-key"}  # else: Authorization: Bearer
 _KEYS = frozenset({"authorization", "x-api-key", "api-key"})
 
 # Listing one of these in Connection asks the proxy to remove what the request means: an attack, not a wish.
@@ -113,9 +114,8 @@ def forwarded_headers(
     if want_recording:
         kept.append(("Accept-Encoding", "identity"))
     if own_key:
-        kept.append(
-            ("x-api-key", own_key) if target.backend.dialect == "anthropic" else ("Authorization", f"Bearer {own_key}")
-        )
+        own_field = _KEY_FIELDS.get(target.backend.dialect)
+        kept.append((own_field, own_key) if own_field else ("Authorization", f"Bearer {own_key}"))
     kept.append(("Via", f"1.1 {VIA}"))
     return kept
 

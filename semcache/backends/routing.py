@@ -18,6 +18,8 @@ from semcache.errors import ClientError
 
 _VERSION = re.compile(r"/v1(?=[/?]|$)")
 
+_FROM_ROOT = ("/openai/", "/api/")
+
 # A segment that climbs, however it is spelt: behind a backend's URL it would leave the part of that server the operator
 # meant to expose, and with the operator's key. `;` since some servers cut a segment there.
 _CLIMBING = re.compile(r"(?:^|[/\\]|%2f|%5c)(?:\.|%2e){1,2}(?=$|[/\\;]|%2f|%5c|%3b)", re.IGNORECASE)
@@ -42,6 +44,7 @@ class Target:
     origin: Origin
     host: str  # the Host field
     prefix: str  # of every path at this backend, no slash at its end: "/v1"
+    root: str  # the same without the version: where Azure's and Ollama's paths begin
     connect_s: float  # to a usable connection: a free one, or name, TCP and TLS
     first_byte_s: float  # from the request sent to the first byte of the answer's body
     between_bytes_s: float  # silence inside an answer
@@ -55,6 +58,8 @@ class Target:
         path, mark, query = path_and_query.partition("?")
         if not path.startswith("/") or _CLIMBING.search(path):
             raise ClientError("the path of the request must start with / and hold no . or .. segments", code="bad_path")
+        if path.startswith(_FROM_ROOT):
+            return f"{self.root}{path}{mark}{query}"
         return f"{self.prefix}{_VERSION.sub('', path, count=1) if path.startswith('/v1') else path}{mark}{query}"
 
 
@@ -101,6 +106,7 @@ def _in_order(name: str, pool: Pool) -> Iterator[Target]:
 
 def _aim(name: str, pool_name: str, pool: Pool, backend: Backend) -> Target:
     url = URL(backend.url, encoded=True)
+    path = url.raw_path.rstrip("/")
     assert url.raw_host is not None and url.port is not None  # config.Backend has checked that it is an http(s) URL
     return Target(
         name=name,
@@ -108,7 +114,8 @@ def _aim(name: str, pool_name: str, pool: Pool, backend: Backend) -> Target:
         backend=backend,
         origin=Origin(url.raw_host, url.port, url.scheme == "https"),
         host=url.host_port_subcomponent or "",
-        prefix=_prefix(url.raw_path.rstrip("/"), backend.dialect),
+        prefix=_prefix(path, backend.dialect),
+        root=path.removesuffix("/v1").removesuffix("/openai" if backend.dialect == "azure" else "/api"),
         connect_s=pool.connect,
         first_byte_s=pool.first_byte,
         between_bytes_s=pool.between_bytes,
@@ -117,7 +124,7 @@ def _aim(name: str, pool_name: str, pool: Pool, backend: Backend) -> Target:
 
 
 def _prefix(path: str, dialect: str) -> str:
-    """A base URL is read as the vendor's own SDK reads it: OpenAI's holds the version, Anthropic's does not."""
-    if dialect == "anthropic" and not path.endswith("/v1"):
+    """A base URL is read as the vendor's own SDK reads it: OpenAI's holds the version, the others' do not."""
+    if dialect in ("anthropic", "ollama") and not path.endswith("/v1"):
         return f"{path}/v1"
     return path

@@ -20,6 +20,10 @@ class Recording(Protocol):
         """It can still be followed from its beginning."""
 
     @property
+    def is_delivering(self) -> bool:
+        """Its followers have been given something of it already: a stream that has begun."""
+
+    @property
     def is_over(self) -> bool:
         """The reply has ended, well or not; the fetch may still be keeping it."""
 
@@ -27,12 +31,19 @@ class Recording(Protocol):
 R = TypeVar("R", bound=Recording)
 
 
+# A client whose patience ended leaves and asks again: the SDKs after 0.4 to 0.5 s. As long as nothing of the answer had
+# reached him the fetch goes on for this long, so that his second request joins it instead of paying for another.
+LINGER_S = 0.75
+
+
 class Flight(Generic[R]):
-    def __init__(self, recording: R, keep: bool) -> None:
+    def __init__(self, recording: R, keep: bool, linger_s: float) -> None:
         self.recording = recording
         self._keep = keep  # goes on though nobody waits: a refresh, or `on_client_gone: finish`
+        self._linger_s = linger_s
         self._waiting = 0
         self._task: asyncio.Task[None] | None = None
+        self._leaving: asyncio.TimerHandle | None = None
         self.is_abandoned = False  # everybody left; being cancelled, so nobody may join any more
 
     def start(self, fetch: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -41,11 +52,22 @@ class Flight(Generic[R]):
 
     def __enter__(self) -> Flight[R]:
         self._waiting += 1
+        if self._leaving is not None:
+            self._leaving.cancel()
+            self._leaving = None
         return self
 
     def __exit__(self, *_: object) -> None:
         self._waiting -= 1
-        if not self._waiting and not self._keep and not self.recording.is_over and self._task is not None:
+        if self._waiting or self._keep or self.recording.is_over:
+            return
+        if self.recording.is_delivering or not self._linger_s:
+            self._abandon()
+        else:
+            self._leaving = asyncio.get_running_loop().call_later(self._linger_s, self._abandon)
+
+    def _abandon(self) -> None:
+        if self._task is not None and not self.recording.is_over:
             self.is_abandoned = True
             self._task.cancel()
 
@@ -53,7 +75,8 @@ class Flight(Generic[R]):
 class Flights(Generic[R]):
     """Those under way, by what they fetch. Counts what it saved."""
 
-    def __init__(self) -> None:
+    def __init__(self, linger_s: float = LINGER_S) -> None:
+        self._linger_s = linger_s
         self._joinable: dict[Hashable, Flight[R]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.led = 0
@@ -78,7 +101,8 @@ class Flights(Generic[R]):
         keep: bool = False,
     ) -> Flight[R]:
         """Start a flight. `key` None: nobody may join it."""
-        flight = Flight(recording, keep)
+        # One that nobody may join has nothing to wait for.
+        flight = Flight(recording, keep, self._linger_s if key is not None else 0.0)
         self.led += 1
         if key is not None:
             self._joinable[key] = flight

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import http_sf
 
@@ -31,6 +31,7 @@ class Directives:
     similarity: float | None = None
     exact_only: bool = False
     ttl_s: float | None = None
+    replay: Literal["instant", "recorded"] | float | None = None  # a number: tokens a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +58,11 @@ NOTHING_ASKED = Directives()
 
 def rule(ask: Ask, cache: Cache, match: Match) -> Ruling:
     """What the operator's route allows for this request, before the caller has a say."""
-    off = match.mode == "off"
-    storable = not off and (cache.store_tools or not ask.traits.has_tools)
+    traits = ask.traits
+    skip = Reason.DISABLED if match.mode == "off" else Reason.STATE if traits.is_stateful else None
+    storable = skip is None and not traits.has_hosted_tools and (cache.store_tools or not traits.has_tools)
     return Ruling(
-        skip_lookup=Reason.DISABLED if off else None,
+        skip_lookup=skip,
         exact_only=_exact_only(ask, match),
         may_serve=match.mode == "serve",
         may_store=storable,
@@ -174,10 +176,15 @@ def _read_semcache_control(value: str) -> dict[str, Any]:
                 asked["exact_only"] = str(item) == "exact"
             case "ttl" if _is_number(item) and item >= 0:
                 asked["ttl_s"] = float(item)
-            case "namespace" | "similarity" | "tier" | "ttl":
+            case "replay" if str(item) in ("instant", "recorded") or (_is_number(item) and item > 0):
+                asked["replay"] = float(item) if _is_number(item) else str(item)
+            case "namespace" | "similarity" | "tier" | "ttl" | "replay":
                 raise _malformed(f"the value of `{name}` is not allowed")
             case _:
-                raise _malformed("it knows namespace, similarity (0 to 1), tier (exact or semantic) and ttl (seconds)")
+                raise _malformed(
+                    "it knows namespace, similarity (0 to 1), tier (exact or semantic), ttl (seconds) "
+                    "and replay (instant, recorded or tokens a second)"
+                )
     return asked
 
 

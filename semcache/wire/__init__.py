@@ -5,48 +5,48 @@ Which path speaks which dialect is decided here. A dialect is one class; its ven
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from urllib.parse import unquote
 
 from semcache.errors import ClientError
 from semcache.wire import strict_json
-from semcache.wire.dialect import Dialect, ErrorShape, Frame, Reading, Scribe
-from semcache.wire.error_shapes import AnthropicErrors, OpenAIErrors
+from semcache.wire.dialect import Address, BatchDialect, Dialect, ErrorShape, Frame, Reading, Rendition, Scribe
+from semcache.wire.error_shapes import AnthropicErrors, OllamaErrors, OpenAIErrors
 from semcache.wire.openai import OpenAIChat
-from semcache.wire.score import Identity, Score
+from semcache.wire.score import RECORDED, Identity, Score
 
 __all__ = [
+    "RECORDED",
+    "Address",
+    "BatchDialect",
     "Dialect",
     "ErrorShape",
     "Frame",
     "Identity",
     "Reading",
+    "Rendition",
     "Score",
     "Scribe",
-    "dialect_for",
     "error_shape",
+    "find_address",
     "is_model_path",
     "read_model",
     "vendor_of",
 ]
 
-_CHAT = OpenAIChat()
-
-_DIALECTS: Mapping[str, Dialect] = {  # endpoint, without /v1/ -> dialect
-    "chat/completions": _CHAT,
+# Below /v1/, with and without it in the path, for SDKs are given base URLs of both kinds.
+_OPENAI: Mapping[str, Dialect] = {
+    "chat/completions": OpenAIChat(),
 }
+_ANTHROPIC: Mapping[str, Dialect] = {}
+_OLLAMA: Mapping[str, Dialect] = {}  # below /api/
 
 _ERRORS_OPENAI = OpenAIErrors()
 _ERRORS_ANTHROPIC = AnthropicErrors()
+_ERRORS_OLLAMA = OllamaErrors()
 
-
-def _both(endpoint: str) -> tuple[str, str]:
-    """SDKs are given base URLs with and without `/v1`."""
-    return f"/v1/{endpoint}", f"/{endpoint}"
-
-
-_BY_PATH = {path: (dialect, endpoint) for endpoint, dialect in _DIALECTS.items() for path in _both(endpoint)}
-_ANTHROPIC_PATHS = _both("messages")
-_BELOW_ANTHROPIC = tuple(f"{path}/" for path in _ANTHROPIC_PATHS)
+_AZURE_DEPLOYMENT = re.compile(r"/openai/deployments/([^/]+)/(.+)")
 
 # First segments of the vendors' paths, for base URLs without /v1.
 _BARE = frozenset(
@@ -55,18 +55,47 @@ _BARE = frozenset(
 )
 
 
-def dialect_for(path: str) -> tuple[Dialect, str] | None:
-    """Return the dialect and the endpoint of a path (without its query), None where nothing is cached."""
-    return _BY_PATH.get(path)
+def find_address(target: str) -> Address | None:
+    """Return what a request's path and query say, both as they were sent; None where nothing is cached.
+
+    The query stays with the request and belongs to its key: Azure's `api-version`, Anthropic's `beta=true`.
+    """
+    path, mark, query = target.partition("?")
+    if path.startswith("/openai/"):
+        return _find_azure(path, target)
+    if path.startswith("/api/"):
+        ollama = _OLLAMA.get(path.removeprefix("/api/"))
+        return Address(ollama, "ollama", path[1:], target) if ollama else None
+    endpoint = path.removeprefix("/v1")[1:]
+    for vendor, dialects in (("openai", _OPENAI), ("anthropic", _ANTHROPIC)):
+        if dialect := dialects.get(endpoint):
+            return Address(dialect, vendor, endpoint, f"/v1/{endpoint}{mark}{query}")
+    return None
+
+
+def _find_azure(path: str, target: str) -> Address | None:
+    """OpenAI's endpoints under Azure's paths. There a deployment takes the place of the model."""
+    model = None
+    if found := _AZURE_DEPLOYMENT.fullmatch(path):
+        model, endpoint = unquote(found[1]), found[2]
+    else:
+        endpoint = path.removeprefix("/openai/").removeprefix("v1/")
+    dialect = _OPENAI.get(endpoint)
+    return Address(dialect, "azure", endpoint, target, model) if dialect else None
 
 
 def is_model_path(path: str) -> bool:
-    """Whether a path belongs to a model API: anything below /v1/, and what SDKs ask for whose base URL lacks it."""
-    return path.startswith("/v1/") or path.split("/", 2)[1] in _BARE
+    """Whether a path belongs to a model API: anything below /v1/, /openai/ (Azure) and /api/ (Ollama), and what SDKs
+    ask for whose base URL lacks the version."""
+    return path.startswith(("/v1/", "/openai/", "/api/")) or path.split("/", 2)[1] in _BARE
 
 
 def vendor_of(path: str, headers: Mapping[str, str]) -> str:
     """Return the dialect of a path that passes through: whose it is, and so who may see the caller's key."""
+    if path.startswith("/openai/"):
+        return "azure"
+    if path.startswith("/api/"):
+        return "ollama"
     if _is_anthropic(path) or (path.endswith("/models") and "anthropic-version" in headers):
         return "anthropic"
     return "openai"
@@ -82,10 +111,12 @@ def read_model(body: bytes) -> str | None:
 
 
 def error_shape(path: str) -> ErrorShape:
-    """Return the form in which a client of this path expects errors: Anthropic's for messages, else OpenAI's."""
+    """Return the form in which a client of this path expects errors: Anthropic's, Ollama's, else OpenAI's."""
+    if path.startswith("/api/"):
+        return _ERRORS_OLLAMA
     return _ERRORS_ANTHROPIC if _is_anthropic(path) else _ERRORS_OPENAI
 
 
 def _is_anthropic(path: str) -> bool:
     """Whole segments: OpenAI has /v1/threads/ID/messages."""
-    return path in _ANTHROPIC_PATHS or path.startswith(_BELOW_ANTHROPIC)
+    return re.match(r"(?:/v1)?/messages(?:/|$)", path) is not None

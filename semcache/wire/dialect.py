@@ -7,15 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from semcache.errors import SemcacheError
 from semcache.types import Answer, Ask, Form, Unstorable, Usage
 from semcache.wire.score import Identity, Score
 
 
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a request was sent, and all that this says of it."""
+
+    dialect: Dialect
+    vendor: str  # whose backends may answer: "openai", "azure", "anthropic", "ollama"
+    endpoint: str  # "chat/completions", however the path spells it
+    target: str  # path and query as they go upstream: "/v1/chat/completions"
+    model: str | None = None  # where the path names it, as Azure's do
+
+
 class Frame(NamedTuple):
-    """A piece of an upstream's reply that is relayed whole: an SSE event with its end, or a run of body bytes."""
+    """A piece of an upstream's reply that is relayed whole: an event with its end, or a run of body bytes."""
 
     raw: bytes
     usage_only: bool = False  # the usage chunk: for those only who asked for it
@@ -54,6 +65,15 @@ class Scribe(Protocol):
         """
 
 
+class Rendition(NamedTuple):
+    """How one reader wants an answer. Equal renditions of one answer are one score."""
+
+    form: Form
+    include_usage: bool = False  # of a stream: the usage chunk that its reader asked for
+    zero_usage: bool = False  # show what this reply has cost, nothing, instead of the figures recorded
+    echo: tuple[tuple[str, bytes], ...] = ()  # of the reader's own request; see Ask.echo
+
+
 class ErrorShape(Protocol):
     """How a vendor's SDK expects to be told of an error."""
 
@@ -65,12 +85,9 @@ class ErrorShape(Protocol):
 
 
 class Dialect(ErrorShape, Protocol):
-    """One wire format of one vendor, both directions."""
+    """One endpoint's wire format, both directions."""
 
-    @property
-    def name(self) -> str: ...
-
-    def parse(self, endpoint: str, body: bytes, headers: Mapping[str, str]) -> Ask:
+    def parse(self, address: Address, body: bytes, headers: Mapping[str, str]) -> Ask:
         """Read a request strictly: UTF-8 JSON, no duplicate keys, no NaN. Raises ClientError (400).
 
         `headers` is case-insensitive (a multidict), or has lower-case names.
@@ -87,7 +104,7 @@ class Dialect(ErrorShape, Protocol):
     ) -> Scribe:
         """Start reading a reply. `headers`: of the reply, case-insensitive or lower-case."""
 
-    def prepare(self, answer: Answer, form: Form, *, include_usage: bool) -> Score:
+    def prepare(self, answer: Answer, rendition: Rendition) -> Score:
         """Render a stored answer once, up to what differs between replays. Worth keeping beside the entry.
 
         Raises CacheFault when the stored parts cannot be rendered; the caller then treats it as a miss.
@@ -95,3 +112,29 @@ class Dialect(ErrorShape, Protocol):
 
     def fresh_identity(self, now: float) -> Identity:
         """An id as the vendor makes them, never used before, and `now` in whole unix seconds."""
+
+
+@runtime_checkable
+class BatchDialect(Dialect, Protocol):
+    """A dialect whose requests ask for several things at once, each of which has an answer of its own: embeddings.
+
+    Every item is looked up and stored by itself, so a batch of which half is known fetches only the other half.
+    """
+
+    def split(self, ask: Ask) -> tuple[Ask, ...]:
+        """The items, each as a request for itself alone, in order. Equal items of any batch give equal contexts."""
+
+    def narrow(self, ask: Ask, wanted: Sequence[int]) -> bytes:
+        """The body of a request for these items only (their positions, ascending), else as received."""
+
+    def take_apart(self, answer: Answer, items: Sequence[Ask]) -> tuple[Answer, ...]:
+        """One answer for each item, with its share of the usage; the shares add up to the whole.
+
+        Raises CacheFault when the answer does not hold exactly one result for each.
+        """
+
+    def assemble(self, ask: Ask, items: Sequence[Answer], usage: Usage) -> Score:
+        """Put the answer to a whole request together again, in JSON, whatever encoding each item was recorded in.
+
+        Raises CacheFault as `prepare` does.
+        """

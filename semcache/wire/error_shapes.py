@@ -66,3 +66,13 @@ class AnthropicErrors:
 
     def error_event(self, error: SemcacheError, request_id: str) -> bytes:
         return b"event: error\ndata: %b\n\n" % self.error_body(error, request_id)
+
+
+class OllamaErrors:
+    """`{"error": "message"}`, in a stream as its last line."""
+
+    def error_body(self, error: SemcacheError, request_id: str) -> bytes:
+        return orjson.dumps({"error": error.message})
+
+    def error_event(self, error: SemcacheError, request_id: str) -> bytes:
+        return self.error_body(error, request_id) + b"\n"

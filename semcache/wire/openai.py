@@ -14,12 +14,13 @@ from typing import Any
 import orjson
 
 from semcache.errors import ClientError
-from semcache.types import Answer, Ask, Form, Traits
+from semcache.types import Answer, Ask, Traits
 from semcache.wire import strict_json
-from semcache.wire.dialect import Scribe
+from semcache.wire.dialect import Address, Rendition, Scribe
 from semcache.wire.error_shapes import OpenAIErrors
 from semcache.wire.openai_play import prepare
-from semcache.wire.openai_reply import start_scribe
+from semcache.wire.openai_reply import scribe
+from semcache.wire.requests import context_of, invalid, is_stream, model_of, named_headers
 from semcache.wire.score import Identity, Score
 from semcache.wire.strict_json import Number, Tree
 
@@ -32,11 +33,9 @@ NOT_CONTEXT = (
     "prompt_cache_key",  # delivery: where the vendor looks for computed prefixes
     "prompt_cache_retention",  # delivery: how long it keeps them
     "prompt_cache_options",  # delivery: the same, newer
+    "store",  # true asks the vendor to keep the exchange, and no stored answer can do that: see Traits.is_stateful
+    "metadata",  # labels for what is kept so; tracing tools put a new id into it each time
 )
-# `store: true` asks the vendor to keep the exchange, under the labels in `metadata`. Such a request is equal only to
-# one which asks for the same to be kept. Without it, both say nothing about the answer: OpenAI reads metadata only to
-# label what it stores, and tracing tools put a new id into it each time, which would leave no two requests equal.
-_KEEPING = ("store", "metadata")
 
 # Headers that change the effective request. Whose account pays may decide which models and data a request reaches.
 CONTEXT_HEADERS = ("openai-organization", "openai-project", "openai-beta", "api-version")
@@ -46,41 +45,32 @@ _MARK = orjson.Fragment(b"?")
 
 _TEXT_PARTS = frozenset({"text", "refusal"})  # any other kind of content part is media
 _TOOL_ROLES = frozenset({"tool", "function"})
-_TOOL_FIELDS = ("tools", "functions", "web_search_options")  # web search: an answer of its moment, like a tool's
+_TOOL_FIELDS = ("tools", "functions")
 _POSITIVE = re.compile(r"[1-9][0-9]{0,3}", re.ASCII)  # n: the vendor's own limit is 128
 
 
 class OpenAIChat(OpenAIErrors):
     """The dialect of `/v1/chat/completions`."""
 
-    name = "openai"
-
-    def parse(self, endpoint: str, body: bytes, headers: Mapping[str, str]) -> Ask:
+    def parse(self, address: Address, body: bytes, headers: Mapping[str, str]) -> Ask:
         tree = strict_json.parse(body)
         messages = _messages(tree)
-        model = tree.get("model")
-        if type(model) is not str or not model:
-            raise _invalid("model", "a non-empty string", tree)
-        stream = _is_stream(tree)
+        model = model_of(tree, address)
+        stream = is_stream(tree)
         traits = _traits(tree, messages)
         options = tree.get("stream_options")
         user = tree.get("user") or tree.get("safety_identifier")
 
         for name in NOT_CONTEXT:
             tree.pop(name, None)
-        if tree.get("store") in (None, False):
-            for name in _KEEPING:
-                tree.pop(name, None)
         question = _take_question(messages[-1])
-        context = strict_json.canonical(tree)
-        if own := self.context_headers(headers):
-            context += b"\n" + orjson.dumps(own)  # canonical JSON has no raw newline, so the parts cannot run together
         return Ask(
-            dialect=self.name,
-            endpoint=endpoint,
+            dialect=address.vendor,
+            endpoint=address.endpoint,
+            target=address.target,
             model=model,
             question=question,
-            context=context,
+            context=context_of(tree, self.context_headers(headers)),
             stream=stream,
             include_usage=stream and type(options) is dict and options.get("include_usage") is True,
             user=user if type(user) is str else None,
@@ -89,14 +79,7 @@ class OpenAIChat(OpenAIErrors):
         )
 
     def context_headers(self, headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-        for name in CONTEXT_HEADERS:
-            if name in headers:
-                break
-        else:
-            return ()
-        # Not headers[name]: a header may come twice, and both go upstream.
-        lowered = [(name.lower(), value) for name, value in headers.items()]
-        return tuple(sorted(pair for pair in lowered if pair[0] in CONTEXT_HEADERS))
+        return named_headers(headers, CONTEXT_HEADERS)
 
     def upstream_body(self, ask: Ask, *, ask_usage: bool) -> bytes:
         """Every byte as received, but for what asks for usage: one member put in, or `include_usage` set to true."""
@@ -124,10 +107,10 @@ class OpenAIChat(OpenAIErrors):
     def scribe(
         self, ask: Ask, status: int, headers: Mapping[str, str], *, store_tools: bool, limit_bytes: int
     ) -> Scribe:
-        return start_scribe(ask, status, headers, store_tools=store_tools, limit_bytes=limit_bytes)
+        return scribe(ask, status, headers, store_tools=store_tools, limit_bytes=limit_bytes)
 
-    def prepare(self, answer: Answer, form: Form, *, include_usage: bool) -> Score:
-        return prepare(answer, form, include_usage=include_usage)
+    def prepare(self, answer: Answer, rendition: Rendition) -> Score:
+        return prepare(answer, rendition)
 
     def fresh_identity(self, now: float) -> Identity:
         # From the kernel and not from a counter: worker processes are forked and must not count alike.
@@ -137,20 +120,13 @@ class OpenAIChat(OpenAIErrors):
 def _messages(tree: Tree) -> list[Tree]:
     messages = tree.get("messages")
     if type(messages) is not list:
-        raise _invalid("messages", "an array of objects", tree)
+        raise invalid("messages", "an array of objects", tree)
     if not messages:
         raise ClientError("Invalid 'messages': the array is empty.", param="messages", code="empty_array")
     for number, message in enumerate(messages):
         if type(message) is not dict:
-            raise _invalid(f"messages[{number}]", "an object", {f"messages[{number}]": message})
+            raise invalid(f"messages[{number}]", "an object", {f"messages[{number}]": message})
     return messages
-
-
-def _is_stream(tree: Tree) -> bool:
-    stream = tree.get("stream")
-    if stream is None or type(stream) is bool:
-        return bool(stream)
-    raise _invalid("stream", "a boolean", tree)
 
 
 def _choices(tree: Tree) -> int:
@@ -159,17 +135,20 @@ def _choices(tree: Tree) -> int:
         return 1
     if type(n) is Number and _POSITIVE.fullmatch(n.text):
         return int(n.text)
-    raise _invalid("n", "an integer from 1 to 9999", tree)
+    raise invalid("n", "an integer from 1 to 9999", tree)
 
 
 def _traits(tree: Tree, messages: list[Tree]) -> Traits:
     temperature = tree.get("temperature")
+    searches = tree.get("web_search_options") is not None
     return Traits(
-        has_tools=any(tree.get(name) for name in _TOOL_FIELDS) or tree.get("web_search_options") == {},
+        has_tools=searches or any(tree.get(name) for name in _TOOL_FIELDS),
         has_tool_results=_in_tool_loop(messages),
+        has_hosted_tools=searches,
         has_media=any(_has_media(message) for message in messages),
         choices=_choices(tree),
         temperature=float(temperature.text) if type(temperature) is Number else None,
+        is_stateful=tree.get("store") is True,
     )
 
 
@@ -224,13 +203,6 @@ def _take_question(message: Tree) -> str | None:
     for part in parts:
         part["text"] = _MARK if tells_apart or len(parts) == 1 else orjson.Fragment(b"?%d" % len(part["text"]))
     return question
-
-
-def _invalid(name: str, expected: str, tree: Tree) -> ClientError:
-    if tree.get(name) is None and name not in tree:
-        return ClientError(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
-    got = strict_json.kind(tree[name])
-    return ClientError(f"Invalid '{name}': expected {expected}, got {got}.", param=name, code="invalid_type")
 
 
 def _insert(body: bytes, member: bytes) -> bytes:

@@ -10,46 +10,39 @@ there. The figures are those recorded. Where the upstream told none they are 0: 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
-
 from semcache.errors import CacheFault
 from semcache.types import Answer, Form, Usage
-from semcache.wire.score import Blank, Score, Slot
-from semcache.wire.strict_json import Number, Tree, decode, encode, spans
-
-Event = list[bytes | Blank]
+from semcache.wire.dialect import Rendition
+from semcache.wire.playing import Blanks, Event, with_blanks, words, zeroed, zeroed_member
+from semcache.wire.score import Score, Slot
+from semcache.wire.strict_json import Number, Tree, decode, encode
 
 _SLOTS: Mapping[str, Slot] = {"id": Slot.ID, "created": Slot.CREATED}
-_MARKS = {"id": orjson.Fragment(b"\x00"), "created": orjson.Fragment(b"\x01")}  # bytes that JSON never holds
-_MARKED = {b"\x00": "id", b"\x01": "created"}
-_MARK = re.compile(rb"([\x00\x01])")
 _DONE: Event = [b"data: [DONE]\n\n"]
 _PADDING = "obfuscation"  # hides the sizes of one stream's chunks; played again it would hide nothing
 
 _ON_EACH_CHUNK = ("id", "object", "created", "model", "service_tier", "system_fingerprint")
 _ONE_FOR_ALL = ("id", "created", "model")  # of these, a stream's first that says something holds for all of it
 _STREAMED = ("reasoning_content", "reasoning", "content", "refusal")  # texts of a message that come in pieces, in order
-_MAX_PIECES = 512  # per text: a longer answer comes in larger pieces
-_PIECE = re.compile(r"\s*\S{1,16}|\s+")  # about a word; 16 for scripts without spaces
 
 _LAST_WINS = frozenset({"role", "index", "type"})  # servers repeat these in every delta; the others are added up
 _IDENTIFIERS = frozenset({"id", "name"})  # repeated by some servers, sent in pieces by others
 
 
-def prepare(answer: Answer, form: Form, *, include_usage: bool) -> Score:
+def prepare(answer: Answer, rendition: Rendition) -> Score:
     """Render an answer up to its id and time. Raises CacheFault if its parts are not what a scribe lets through."""
+    form = rendition.form
     try:
         if answer.form is form is Form.JSON:
-            return _body_as_body(answer)
+            return _body_as_body(answer, rendition.zero_usage)
         if answer.form is form:
-            return _stream_as_stream(answer, include_usage)
+            return _stream_as_stream(answer, rendition)
         if form is Form.JSON:
-            return _stream_as_body(answer)
-        return _body_as_stream(answer, include_usage)
+            return _stream_as_body(answer, rendition.zero_usage)
+        return _body_as_stream(answer, rendition)
     except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as exc:
         raise CacheFault(f"a stored {answer.form} answer cannot be played as {form}: {type(exc).__name__}") from exc
 
@@ -57,22 +50,16 @@ def prepare(answer: Answer, form: Form, *, include_usage: bool) -> Score:
 # Body as body: all bytes but two values
 
 
-def _body_as_body(answer: Answer) -> Score:
-    text = answer.parts[0].decode()
-    members = spans(text)
-    event: Event = []
-    at = 0
-    for start, end, slot in sorted((*members[key], slot) for key, slot in _SLOTS.items() if key in members):
-        event += [text[at:start].encode(), Blank(slot, text[start:end].encode())]
-        at = end
-    event.append(text[at:].encode())
-    return Score(Form.JSON, [event], answer.offsets_ms[-1:])
+def _body_as_body(answer: Answer, zero_usage: bool) -> Score:
+    body = answer.parts[0]
+    replaced = zeroed_member(body, "usage") if zero_usage else {}
+    return Score(Form.JSON, [with_blanks(body, _SLOTS, replaced)], answer.offsets_ms[-1:])
 
 
 # Stream as stream: all members but usage and padding
 
 
-def _stream_as_stream(answer: Answer, include_usage: bool) -> Score:
+def _stream_as_stream(answer: Answer, rendition: Rendition) -> Score:
     events: list[Event] = []
     offsets_ms: list[int] = []
     usage, usage_ms = _figures(answer.usage), 0
@@ -86,42 +73,47 @@ def _stream_as_stream(answer: Answer, include_usage: bool) -> Score:
             usage, usage_ms = told, offset_ms
             if not chunk["choices"]:
                 continue  # the usage chunk itself: its place is the end
-        if include_usage:
+        if rendition.include_usage:
             chunk["usage"] = None
         elif not told:
             chunk.pop("usage", None)
+        elif rendition.zero_usage:
+            chunk["usage"] = zeroed(told)
         events.append(_event(chunk))
         offsets_ms.append(offset_ms)
     if not events:
         raise ValueError("no chunk with choices")
-    if include_usage:
-        events.append(_event({**last, "choices": [], "usage": usage}))
+    if rendition.include_usage:
+        shown = zeroed(usage) if rendition.zero_usage else usage
+        events.append(_event({**last, "choices": [], "usage": shown}))
         offsets_ms.append(max(usage_ms, offsets_ms[-1]))
-    return Score(Form.STREAM, [*events, _DONE], [*offsets_ms, offsets_ms[-1]])
+    return Score(Form.STREAM, [*events, _DONE], [*offsets_ms, offsets_ms[-1]], tokens=_tokens(answer))
 
 
 def _event(chunk: Tree) -> Event:
     """Write a chunk with blanks for its id and time."""
-    recorded = {key: encode(chunk[key]) for key in _SLOTS if key in chunk}
-    text = encode({**chunk, **{key: _MARKS[key] for key in recorded}})
-    event: Event = []
-    for piece in _MARK.split(b"data: %b\n\n" % text):
-        key = _MARKED.get(piece)
-        event.append(piece if key is None else Blank(_SLOTS[key], recorded[key]))
-    return event
+    blanks = Blanks()
+    own = {key: blanks.at(slot, chunk[key]) for key, slot in _SLOTS.items() if key in chunk}
+    return blanks.write({**chunk, **own}, b"data: ", b"\n\n")
+
+
+def _tokens(answer: Answer) -> int | None:
+    return answer.usage.completion_tokens if answer.usage else None
 
 
 def _figures(usage: Usage | None) -> Tree:
     prompt, completion = (usage.prompt_tokens, usage.completion_tokens) if usage else (0, 0)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    figures = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    return {name: Number(str(count)) for name, count in figures.items()}
 
 
 # Body as stream: a role chunk, the texts in pieces, a finish chunk, for each choice
 
 
-def _body_as_stream(answer: Answer, include_usage: bool) -> Score:
+def _body_as_stream(answer: Answer, rendition: Rendition) -> Score:
     body: Tree = decode(answer.parts[0].decode())
     usage = body.pop("usage", None) or _figures(answer.usage)
+    include_usage = rendition.include_usage
     choices = body.pop("choices")
     body["object"] = "chat.completion.chunk"
     always = {key: value for key, value in body.items() if key in _ON_EACH_CHUNK}
@@ -136,8 +128,9 @@ def _body_as_stream(answer: Answer, include_usage: bool) -> Score:
     if not events:
         raise ValueError("no choices")
     if include_usage:
-        events.append(_event({**always, "choices": [], "usage": usage}))
-    return Score(Form.STREAM, [*events, _DONE])
+        shown = zeroed(usage) if rendition.zero_usage else usage
+        events.append(_event({**always, "choices": [], "usage": shown}))
+    return Score(Form.STREAM, [*events, _DONE], tokens=_tokens(answer))
 
 
 def _chunks(choice: Tree, place: int) -> list[Tree]:
@@ -177,19 +170,13 @@ def _text_deltas(key: str, text: str, tokens: Any) -> list[tuple[Tree, Any]]:
             return [
                 ({key: piece}, _logprobs(key, [token])) for piece, token in zip(pieces, tokens, strict=True)
             ]  # else a character lies across tokens, which no text can show
-    pieces = _words(text)
+    pieces = words(text)
     first = _logprobs(key, tokens) if tokens else None
     return [({key: piece}, first if number == 0 else None) for number, piece in enumerate(pieces)]
 
 
 def _logprobs(key: str, tokens: Any) -> Tree:
     return {"content": None, "refusal": None, key: tokens}
-
-
-def _words(text: str) -> list[str]:
-    words = _PIECE.findall(text)
-    each = -(-len(words) // _MAX_PIECES)
-    return words if each == 1 else ["".join(words[at : at + each]) for at in range(0, len(words), each)]
 
 
 def _call_deltas(number: int, call: Tree) -> list[Tree]:
@@ -203,7 +190,7 @@ def _call_deltas(number: int, call: Tree) -> list[Tree]:
         {"tool_calls": [first]},
         *(
             {"tool_calls": [{"index": Number(str(number)), "function": {"arguments": piece}}]}
-            for piece in _words(function["arguments"])
+            for piece in words(function["arguments"])
         ),
     ]
 
@@ -211,7 +198,7 @@ def _call_deltas(number: int, call: Tree) -> list[Tree]:
 # Stream as body: the deltas added up
 
 
-def _stream_as_body(answer: Answer) -> Score:
+def _stream_as_body(answer: Answer, zero_usage: bool) -> Score:
     body: Tree = {}
     choices: dict[int, Tree] = {}
     for part in answer.parts:
@@ -234,7 +221,7 @@ def _stream_as_body(answer: Answer) -> Score:
         del body["usage"]
     # The values are JSON texts again, so that the two slots are found where they stand.
     text = encode(body)
-    return _body_as_body(Answer(answer.dialect, Form.JSON, (text,), answer.offsets_ms[-1:]))
+    return _body_as_body(Answer(answer.dialect, Form.JSON, (text,), answer.offsets_ms[-1:]), zero_usage)
 
 
 def _number(index: Any, place: int) -> int:

@@ -1,51 +1,28 @@
-"""Reading a chat completions reply as it arrives: what to relay, and whether it may be kept.
+"""Judging a chat completion: is it whole, and may it be kept?
 
-Complete is what the dialect calls complete, never what HTTP does: SDKs take a stream without its end for a whole one,
-so a store that did so too would hand out half an answer for a day. A stream is whole with `[DONE]` and a finish reason
-for each choice; a JSON body when it parses. Storable is less: every choice ended with `stop` and says something.
+A stream is whole with `[DONE]` and a finish reason for each choice; a JSON body when it parses. Storable is less: every
+choice ended with `stop` and says something. How the bytes come in is scribes.py's matter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
 
-from semcache.types import Answer, Ask, Form, Unstorable, Usage
-from semcache.wire.dialect import Frame, Reading, Scribe
-from semcache.wire.sse import Block, Splitter
+from semcache.types import Ask, Unstorable, Usage
+from semcache.wire.dialect import Scribe
+from semcache.wire.scribes import Took, is_error, start_scribe
 
 _NATURAL = frozenset({"stop"})
 _NATURAL_WITH_TOOLS = frozenset({"stop", "tool_calls", "function_call"})
 _NOTHING: dict[str, Any] = {}
-_STATUS_FIELDS = ("status", "status_code", "statusCode", "code")  # where servers put a 5xx that they send as a 200
 
 
-def start_scribe(ask: Ask, status: int, headers: Mapping[str, str], *, store_tools: bool, limit_bytes: int) -> Scribe:
-    """Choose by what the reply says of itself. If that is not true, its bytes fail to read as it, and are not kept."""
-    if status != 200:
-        return Relay(Unstorable.STATUS)
-    if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-        return Relay(Unstorable.ENCODING)
-    judge = Judge(ask.dialect, ask.traits.choices, store_tools)
-    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type == "text/event-stream":
-        return StreamScribe(judge, limit_bytes)
-    return JsonScribe(judge, limit_bytes)
-
-
-class Relay:
-    """A reply that is passed on and not read."""
-
-    def __init__(self, reason: Unstorable) -> None:
-        self._reason = reason
-
-    def feed(self, chunk: bytes, offset_ms: int) -> Sequence[Frame]:
-        return (Frame(chunk),) if chunk else ()
-
-    def finish(self, whole: bool) -> tuple[Sequence[Frame], Reading]:
-        return (), Reading(None, self._reason)
+def scribe(ask: Ask, status: int, headers: Mapping[str, str], *, store_tools: bool, limit_bytes: int) -> Scribe:
+    judge = Judge(ask.traits.choices, store_tools)
+    return start_scribe(judge, ask.dialect, status, headers, limit_bytes=limit_bytes)
 
 
 class _Choice:
@@ -65,26 +42,47 @@ class _Choice:
 class Judge:
     """Says of the choices seen whether they make a whole answer, and whether it may be kept."""
 
-    def __init__(self, dialect: str, choices: int, store_tools: bool) -> None:
-        self.dialect = dialect
+    def __init__(self, choices: int, store_tools: bool) -> None:
         self._expected = choices
         self._store_tools = store_tools
         self._natural = _NATURAL_WITH_TOOLS if store_tools else _NATURAL
         self._choices: dict[int, _Choice] = {}
+        self._done = False
         self.usage: Usage | None = None
-        self.wrong: Unstorable | None = None  # the first thing that leaves no answer at all
+        self.wrong: Unstorable | None = None
 
-    def look(self, value: object, said: str) -> bool:
-        """Take in a chunk (`said`: "delta") or a body ("message"). False: not as the dialect has it; see `wrong`."""
-        fault = self._look(value, said)
-        if fault is not None and self.wrong is None:
-            self.wrong = fault
+    def take_event(self, name: bytes, data: bytes) -> Took:
+        if name == b"error":
+            return self._object(Unstorable.ERROR)
+        if self._done or name not in (b"", b"message"):
+            # After the end nothing may come; and a replay would lose the name of an event of somebody's own.
+            return self._object(Unstorable.MALFORMED)
+        if data == b"[DONE]":
+            self._done = True
+            return Took.SIGNAL
+        try:
+            value = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            return self._object(Unstorable.MALFORMED)
+        fault = self._look(value, "delta")
+        if fault is not None:
+            return self._object(fault)
+        return Took.USAGE if not value["choices"] and value.get("usage") else Took.CONTENT
+
+    def take_body(self, value: Any) -> bool:
+        fault = self._look(value, "message")
+        if fault is not None:
+            self._object(fault)
         return fault is None
+
+    def _object(self, fault: Unstorable) -> Took:
+        self.wrong = self.wrong or fault
+        return Took.FOREIGN
 
     def _look(self, value: object, said: str) -> Unstorable | None:
         if type(value) is not dict:
             return Unstorable.MALFORMED
-        if _is_error(value):
+        if is_error(value):
             return Unstorable.ERROR
         choices = value.get("choices")
         if type(choices) is not list:
@@ -113,6 +111,9 @@ class Judge:
             self.usage = _usage(usage) or self.usage
         return None
 
+    def has_ended(self) -> bool:
+        return self._done
+
     def is_finished(self) -> bool:
         """Every choice asked for has come to an end, whatever end."""
         return len(self._choices) == self._expected and all(c.is_finished for c in self._choices.values())
@@ -139,139 +140,6 @@ class Judge:
         if not all(_is_object("".join(pieces)) for c in choices for pieces in c.arguments.values()):
             return Unstorable.MALFORMED
         return None
-
-
-class StreamScribe:
-    """Reads server-sent events."""
-
-    def __init__(self, judge: Judge, limit_bytes: int) -> None:
-        self._judge = judge
-        self._limit_bytes = limit_bytes
-        self._splitter = Splitter()
-        self._parts: list[bytes] = []
-        self._offsets_ms: list[int] = []
-        self._size_bytes = 0
-        self._too_large = False
-        self._done = False
-        self._last_ms = 0
-
-    def feed(self, chunk: bytes, offset_ms: int) -> Sequence[Frame]:
-        self._last_ms = offset_ms
-        return [self._read(block, offset_ms) for block in self._splitter.feed(chunk)]
-
-    def finish(self, whole: bool) -> tuple[Sequence[Frame], Reading]:
-        blocks, rest = self._splitter.finish()
-        frames = [self._read(block, self._last_ms) for block in blocks]
-        if rest:
-            frames.append(Frame(rest))
-        return frames, self._reading()
-
-    def _read(self, block: Block, offset_ms: int) -> Frame:
-        data = block.data
-        if data is None:
-            if block.too_large:
-                self._let_go()
-            return Frame(block.raw)
-        if block.event == b"error":
-            self._judge.wrong = self._judge.wrong or Unstorable.ERROR
-            return Frame(block.raw)
-        if self._done or block.event not in (b"", b"message"):
-            # After the end nothing may come; and a replay would lose the name of an event of somebody's own.
-            self._judge.wrong = self._judge.wrong or Unstorable.MALFORMED
-            return Frame(block.raw)
-        if data == b"[DONE]":
-            self._done = True
-            return Frame(block.raw)
-        try:
-            value = orjson.loads(data)
-        except orjson.JSONDecodeError:
-            value = None
-        if not self._judge.look(value, "delta"):
-            return Frame(block.raw)
-        self._keep(data, offset_ms)
-        usage_only = not value["choices"] and bool(value.get("usage"))
-        return Frame(block.raw, usage_only, data)
-
-    def _keep(self, data: bytes, offset_ms: int) -> None:
-        if self._too_large:
-            return
-        self._size_bytes += len(data)
-        if self._size_bytes > self._limit_bytes:
-            self._let_go()
-            return
-        self._parts.append(data)
-        self._offsets_ms.append(offset_ms)
-
-    def _let_go(self) -> None:
-        """Too large to keep: go on reading for the relay's sake, and hold nothing."""
-        self._too_large = True
-        self._judge.forget()
-        self._parts.clear()
-        self._offsets_ms.clear()
-
-    def _reading(self) -> Reading:
-        judge = self._judge
-        if judge.wrong is not None:
-            return Reading(None, judge.wrong, judge.usage)
-        if not self._done:  # with its end of its own it is whole, `whole` or not
-            return Reading(None, Unstorable.INCOMPLETE, judge.usage)
-        if self._too_large:
-            return Reading(None, Unstorable.TOO_LARGE, judge.usage)
-        why_not = judge.why_not_keep()
-        if not judge.is_finished():
-            nothing = why_not is Unstorable.EMPTY
-            return Reading(None, Unstorable.EMPTY if nothing else Unstorable.INCOMPLETE, judge.usage)
-        answer = Answer(judge.dialect, Form.STREAM, tuple(self._parts), tuple(self._offsets_ms), judge.usage)
-        return Reading(answer, why_not, judge.usage)
-
-
-class JsonScribe:
-    """Reads one JSON body."""
-
-    def __init__(self, judge: Judge, limit_bytes: int) -> None:
-        self._judge = judge
-        self._limit_bytes = limit_bytes
-        self._chunks: list[bytes] = []
-        self._size_bytes = 0
-        self._last_ms = 0
-
-    def feed(self, chunk: bytes, offset_ms: int) -> Sequence[Frame]:
-        if not chunk:
-            return ()
-        self._last_ms = offset_ms
-        self._size_bytes += len(chunk)
-        if self._size_bytes <= self._limit_bytes:
-            self._chunks.append(chunk)
-        else:
-            self._chunks.clear()
-        return (Frame(chunk),)
-
-    def finish(self, whole: bool) -> tuple[Sequence[Frame], Reading]:
-        return (), self._reading(whole)
-
-    def _reading(self, whole: bool) -> Reading:
-        judge = self._judge
-        if self._size_bytes > self._limit_bytes:
-            return Reading(None, Unstorable.TOO_LARGE)
-        body = b"".join(self._chunks)
-        try:
-            value = orjson.loads(body)
-        except orjson.JSONDecodeError:
-            return Reading(None, Unstorable.MALFORMED if whole else Unstorable.INCOMPLETE)
-        if not judge.look(value, "message"):
-            return Reading(None, judge.wrong, judge.usage)
-        answer = Answer(judge.dialect, Form.JSON, (body,), (self._last_ms,), judge.usage)
-        return Reading(answer, judge.why_not_keep(), judge.usage)
-
-
-def _is_error(value: Mapping[str, Any]) -> bool:
-    if value.get("error") or value.get("object") == "error":
-        return True
-    for name in _STATUS_FIELDS:
-        code = value.get(name)
-        if type(code) is int and code >= 400:
-            return True
-    return False
 
 
 def _take_in(choice: _Choice, message: Mapping[str, Any], keep_arguments: bool) -> bool:

@@ -49,6 +49,10 @@ class Recording:
         return f"<Recording {self.status} {state} frames={len(self._frames)} followers={len(self._followers)}>"
 
     @property
+    def is_delivering(self) -> bool:
+        return self.is_stream and self.status != 0
+
+    @property
     def is_over(self) -> bool:
         return self.reading is not None or self.error is not None
 

@@ -7,12 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import Enum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import orjson
 
 from semcache.types import Form
+
+JSON = "application/json"
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+NDJSON = "application/x-ndjson"
+
+Pace = Literal["instant", "recorded"] | float  # a number: tokens a second
 
 
 class Identity(NamedTuple):
@@ -22,11 +29,15 @@ class Identity(NamedTuple):
     created: int | None  # unix seconds
 
 
+RECORDED = Identity(None, None)  # a replay under its recorded id and time
+
+
 class Slot(Enum):
     """A place in a score that each replay fills."""
 
-    ID = "id"
-    CREATED = "created"
+    ID = "id"  # a JSON string
+    CREATED = "created"  # unix seconds, a JSON number
+    CREATED_TEXT = "created_text"  # the same as RFC 3339 has it, a JSON string
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +55,37 @@ class Score:
     0 where the recording was not a stream, for then nobody knows.
     """
 
-    __slots__ = ("_bounds", "_created_at", "_id_at", "_pieces", "form", "offsets_ms")
+    __slots__ = ("_bounds", "_pieces", "_places", "_tokens", "content_type", "form", "offsets_ms")
 
-    def __init__(self, form: Form, events: Sequence[Sequence[bytes | Blank]], offsets_ms: Sequence[int] = ()) -> None:
-        """`events`: for JSON one, for STREAM one per event with its framing; each is bytes with blanks between."""
+    def __init__(
+        self,
+        form: Form,
+        events: Sequence[Sequence[bytes | Blank]],
+        offsets_ms: Sequence[int] = (),
+        *,
+        content_type: str | None = None,
+        tokens: int | None = None,
+    ) -> None:
+        """`events`: for JSON one, for STREAM one per event with its framing; each is bytes with blanks between.
+
+        `content_type`: of the response; None for what is usual in this form, JSON or server-sent events.
+        `tokens`: in the whole answer, where that is known: a replay at so many a second lasts by it.
+        """
         self.form = form
+        self.content_type = content_type or (JSON if form is Form.JSON else EVENT_STREAM)
         self.offsets_ms = tuple(offsets_ms) or (0,) * len(events)
         if len(self.offsets_ms) != len(events):
             raise ValueError(f"{len(events)} events but {len(self.offsets_ms)} offsets")
+        self._tokens = tokens
         self._pieces: list[bytes] = []
         self._bounds: list[tuple[int, int]] = []
-        self._id_at: list[int] = []
-        self._created_at: list[int] = []
+        self._places: dict[Slot, list[int]] = {}
         shared: dict[bytes, bytes] = {}  # the events of a stream begin alike: hold equal pieces once
         for event in events:
             start = len(self._pieces)
             for piece in event:
                 if isinstance(piece, Blank):
-                    (self._id_at if piece.slot is Slot.ID else self._created_at).append(len(self._pieces))
+                    self._places.setdefault(piece.slot, []).append(len(self._pieces))
                     piece = piece.recorded
                 self._pieces.append(shared.setdefault(piece, piece))
             self._bounds.append((start, len(self._pieces)))
@@ -75,19 +99,28 @@ class Score:
         """Return all the events as one run of bytes, for a replay at once: cheaper to make and to send."""
         return b"".join(self._filled(identity))
 
+    def schedule(self, pace: Pace) -> Sequence[float]:
+        """When each event is due, in seconds since the first.
+
+        An event is about a token. Where the answer's tokens are counted, the whole lasts as long as they take.
+        """
+        if pace == "instant":
+            return (0.0,) * len(self._bounds)
+        if pace == "recorded":
+            return [offset_ms / 1000 for offset_ms in self.offsets_ms]
+        events = len(self._bounds)
+        each_s = max(self._tokens or events, 1) / events / pace
+        return [number * each_s for number in range(events)]
+
     def _filled(self, identity: Identity) -> list[bytes]:
-        pieces = self._pieces
-        if identity.id is not None:
-            pieces = pieces.copy()
-            text = orjson.dumps(identity.id)
-            for place in self._id_at:
-                pieces[place] = text
-        if identity.created is not None:
-            if pieces is self._pieces:
-                pieces = pieces.copy()
-            text = b"%d" % identity.created
-            for place in self._created_at:
-                pieces[place] = text
+        if identity.id is None and identity.created is None:
+            return self._pieces
+        pieces = self._pieces.copy()
+        for slot, places in self._places.items():
+            text = _text(slot, identity)
+            if text is not None:
+                for place in places:
+                    pieces[place] = text
         return pieces
 
     @property
@@ -97,3 +130,14 @@ class Score:
 
     def __repr__(self) -> str:
         return f"Score({self.form}, {len(self._bounds)} events, {self.size_bytes} bytes)"
+
+
+def _text(slot: Slot, identity: Identity) -> bytes | None:
+    """What this replay shows in a slot; None: what was recorded there."""
+    if slot is Slot.ID:
+        return None if identity.id is None else orjson.dumps(identity.id)
+    if identity.created is None:
+        return None
+    if slot is Slot.CREATED:
+        return b"%d" % identity.created
+    return b'"%b"' % datetime.fromtimestamp(identity.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ").encode()
