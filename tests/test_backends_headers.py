@@ -53,6 +53,19 @@ def test_fields_of_the_connection_and_fields_for_us_stay_here(name: str) -> None
     assert forwarded((name, "x"), ("Accept", "*/*")) == [("Accept", "*/*"), VIA]
 
 
+@pytest.mark.parametrize("name", ["Content-Encoding", "Content-MD5", "Digest", "Content-Digest", "Repr-Digest"])
+def test_what_was_true_of_a_packed_body_goes_only_with_its_packed_bytes(name: str) -> None:
+    packed = CIMultiDict([("Content-Encoding", "gzip"), (name, "x")])
+    assert forwarded_headers(packed, target(), True, is_unpacked=False)[:2] == list(packed.items())
+    plain = CIMultiDict([("Content-Type", "application/json"), *packed.items()])
+    assert forwarded_headers(plain, target(), False, is_unpacked=True) == [("Content-Type", "application/json"), VIA]
+
+
+def test_a_plain_body_keeps_what_is_said_of_it() -> None:
+    fields = [("Content-MD5", "x"), ("Digest", "y")]
+    assert forwarded_headers(CIMultiDict(fields), target(), False, is_unpacked=True) == [*fields, VIA]
+
+
 def test_fields_listed_in_any_connection_field_are_removed() -> None:
     fields = [
         ("X-Secret", "1"),

@@ -24,7 +24,7 @@ STOREYS: tuple[tuple[set[str], ...], ...] = (
         {"usage"},
         {"audit"},
         {"telemetry", "request_log"},
-        {"listener", "client_connection", "head", "reading", "sending"},
+        {"listener", "client_connection", "head", "reading", "sending", "encoding", "tls", "unix_socket"},
         {"status_headers"},
         {"workers"},
         {"children"},

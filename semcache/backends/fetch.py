@@ -142,7 +142,13 @@ def _is_repeatable(request: UpstreamRequest) -> bool:
 def _head(target: Target, request: UpstreamRequest) -> bytes:
     """Request line and fields, as bytes. Raises ClientError."""
     lines = [f"{request.method} {target.path(request.path_and_query)} HTTP/1.1", f"Host: {target.host}"]
-    fields = forwarded_headers(request.headers, target, request.want_recording, pass_key=request.pass_key)
+    fields = forwarded_headers(
+        request.headers,
+        target,
+        request.want_recording,
+        pass_key=request.pass_key,
+        is_unpacked=isinstance(request.body, bytes),  # a body that is held was read, and reading unpacks it
+    )
     lines += [f"{name}: {value}" for name, value in fields]
     if not isinstance(request.body, bytes):
         lines.append("Transfer-Encoding: chunked")

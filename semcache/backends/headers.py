@@ -45,6 +45,9 @@ _ENDS_HERE = _ONE_CONNECTION | {
 _KEY_FIELDS: Mapping[str, str] = {"anthropic": "x-api-key", "azure": "api-key"}  # else: Authorization: Bearer
 _KEYS = frozenset({"authorization", "x-api-key", "api-key"})
 
+# What these say of a body was true of its packed bytes; once it has been read here it is sent on plain.
+_OF_THE_PACKED_BODY = frozenset({"content-encoding", "content-md5", "digest", "content-digest", "repr-digest"})
+
 # Listing one of these in Connection asks the proxy to remove what the request means: an attack, not a wish.
 _NOT_TO_BE_LISTED = _KEYS | {
     "host",
@@ -79,18 +82,25 @@ def refuse_unforwardable(headers: MultiMapping[str]) -> None:
 
 
 def forwarded_headers(
-    headers: Mapping[str, str], target: Target, want_recording: bool, *, pass_key: bool = True
+    headers: Mapping[str, str],
+    target: Target,
+    want_recording: bool,
+    *,
+    pass_key: bool = True,
+    is_unpacked: bool = False,
 ) -> list[tuple[str, str]]:
     """The fields to send to this backend, in order; framing and Host are left to whoever writes the request.
 
     `want_recording`: the answer is to be read, so it must come unencoded. `pass_key`: send the caller's own key where
-    the backend has none configured; False when that key is one of ours and means nothing elsewhere.
+    the backend has none configured; False when that key is one of ours and means nothing elsewhere. `is_unpacked`: the
+    body goes on plain, in whatever coding it came.
     Made anew for every backend that is tried, since one backend's key must not reach another.
 
     Raises ClientError: 400 when Connection lists a field that must not go, 508 when the request has been here before.
     """
     own_key = target.backend.api_key.get_secret_value().strip()
     drops_keys = bool(own_key) or not pass_key
+    drops_coding = is_unpacked and "Content-Encoding" in headers
     listed: set[str] = set()
     kept = []
     for name, value in headers.items():
@@ -103,6 +113,8 @@ def forwarded_headers(
         elif field in _KEYS and drops_keys:
             pass
         elif field == "accept-encoding" and want_recording:
+            pass
+        elif field in _OF_THE_PACKED_BODY and drops_coding:
             pass
         else:
             if field == "via":
