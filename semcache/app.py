@@ -31,6 +31,7 @@ from semcache.config import Config
 from semcache.errors import CacheFault, SemcacheError, StoreFault
 from semcache.listener import Listener
 from semcache.pipeline import Pipeline
+from semcache.planning import Planner
 from semcache.request_log import open_log
 from semcache.server import Server
 from semcache.telemetry import Telemetry
@@ -69,16 +70,12 @@ class App:
         self.ledger = Ledger(load_prices())
         self.telemetry = Telemetry(self.stats, self.ledger, self.request_log)
         admission = Admission(config.tenants)
-        self.pipeline = Pipeline(
-            config,
-            Lookup(self.index, self.store, self.embedder, clock),
-            self.embedder,
-            self.store,
-            self.fetcher,
-            admission.replaces_keys,
-            clock,
+        self.planner = Planner(config, self.embedder.stamp)
+        lookup = Lookup(self.index, self.store, self.embedder, clock)
+        self.pipeline = Pipeline(lookup, self.embedder, self.store, clock)
+        self.server = Server(
+            config, admission, self.planner, self.pipeline, self.fetcher, self.telemetry, self.unready, clock
         )
-        self.server = Server(config, admission, self.pipeline, self.fetcher, self.telemetry, self.unready, clock)
         self.listener = Listener(self.server.handle, config.server, _error_page)
         self.admin = Admin(config.server, self.store, self.telemetry, self.unready, self.stats)
         self.upkeep = Upkeep(self.store, self._save_snapshot, leads=worker == 0, clock=clock)
@@ -90,7 +87,7 @@ class App:
 
     def stats(self) -> dict[str, Mapping[str, object]]:
         return {
-            "pipeline": self.pipeline.stats(),
+            "pipeline": {**self.planner.stats(), **self.pipeline.stats()},
             "embedder": self.embedder.stats(),
             "index": self.index.stats(),
             "store": self.store.stats(),

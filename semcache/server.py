@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from itertools import count
 from time import perf_counter
-from typing import Literal, Protocol
+from typing import Protocol, TypeVar
 
 import orjson
 from aiohttp import web
@@ -25,23 +25,21 @@ from semcache.admit import Admission
 from semcache.backends.connection import Body
 from semcache.backends.fetch import Fetcher, UpstreamRequest
 from semcache.backends.headers import refuse_unforwardable
-from semcache.cache.policy import read_directives
+from semcache.batches import assemble_partly, assemble_stored
+from semcache.cache.policy import Directives, read_directives
 from semcache.config import Config
 from semcache.errors import CacheFault, ClientError, SemcacheError, UpstreamError
+from semcache.forwarding import Forwarder
 from semcache.listener import ClientGone, Sender, read_body, stream_body, whole_response
-from semcache.pipeline import Followed, Pipeline, Plan, Played
+from semcache.pipeline import Followed, Pipeline, Played, PlayedBatch
+from semcache.planning import Plan, Planner
 from semcache.status_headers import cache_status, server_timing
 from semcache.types import Entry, Form, Match, Outcome, Reason, Tenant, Verdict
-from semcache.wire.recording import Recording
-from semcache.wire.score import Score
+from semcache.wire.score import JSON, RECORDED, Score
 
 PARSE_INLINE_BYTES = 256 * 1024  # larger bodies are parsed on a thread: 1 MB takes some 15 ms
 PREPARE_INLINE_BYTES = 32 * 1024  # a stored answer of 1 MB takes some 30 ms to render, the first time it is played
 SCORES_BYTES = 64 * 1024 * 1024  # rendered answers kept in memory
-
-JSON = "application/json"
-EVENT_STREAM = "text/event-stream; charset=utf-8"
-RECORDED = wire.Identity(None, None)  # a replay under its recorded id and time
 
 STOPPING = UpstreamError("the proxy is stopping", status=503, code="stopping")  # at the end of a drain
 
@@ -51,6 +49,7 @@ _OURS = frozenset({"content-length", "transfer-encoding", "server-timing", "x-re
 _OF_THE_BODY = frozenset({"content-type", "content-encoding"})
 
 Headers = list[tuple[str, str]]
+T = TypeVar("T")
 
 
 class Observer(Protocol):
@@ -62,6 +61,7 @@ class Server:
         self,
         config: Config,
         admission: Admission,
+        planner: Planner,
         pipeline: Pipeline,
         fetcher: Fetcher,
         observer: Observer,
@@ -70,12 +70,16 @@ class Server:
     ) -> None:
         self._config = config
         self._admission = admission
+        self._planner = planner
         self._pipeline = pipeline
+        self._forwarder = Forwarder(fetcher, admission.replaces_keys)
         self._fetcher = fetcher
         self._observer = observer
         self._unready = unready
         self._clock = clock
-        self._scores: LRUCache[tuple[int, Form, bool], Score] = LRUCache(SCORES_BYTES, getsizeof=lambda s: s.size_bytes)
+        self._scores: LRUCache[tuple[int, wire.Rendition], Score] = LRUCache(
+            SCORES_BYTES, getsizeof=lambda score: score.size_bytes
+        )
         self._request_ids = (f"{prefix}{number:08x}" for prefix in [os.urandom(8).hex()] for number in count())
 
     # RECV
@@ -98,79 +102,98 @@ class Server:
             self._observer.observe(outcome, outcome.question)
 
     async def _answer(self, request: web.BaseRequest, path: str, outcome: Outcome) -> web.StreamResponse:
-        # A query changes what is asked in ways no dialect reads yet, so such a request passes through.
-        found = wire.dialect_for(path) if request.method == "POST" and not request.query_string else None
-        if found is None and not wire.is_model_path(path):
+        address = wire.find_address(request.raw_path) if request.method == "POST" else None
+        if address is None and not wire.is_model_path(path):
             raise ClientError("no such path here; the models are under /v1/", status=404, code="not_found")
         refuse_unforwardable(request.headers)
         tenant = self._admission.identify(request.headers)
         outcome.tenant = tenant.id
-        if found is None:
+        if address is None:
             return await self._pass_through(request, path, tenant, outcome)
-        dialect, outcome.endpoint = found
-        outcome.dialect = dialect.name
+        outcome.dialect, outcome.endpoint = address.vendor, address.endpoint
         asked = read_directives(_whole(request.headers, "Cache-Control"), _whole(request.headers, "Semcache-Control"))
         outcome.namespace = self._admission.namespace(tenant, asked.namespace)
         body = await read_body(request, self._config.server)
-        plan = await self._plan(dialect, outcome, request.headers, body, tenant)
+        plan = await self._plan(address, outcome, request.headers, body, tenant)
         outcome.model, outcome.stream = plan.ask.model, plan.ask.stream
         if self._config.server.log_prompts:
             outcome.question = plan.ask.question
-        reply = await self._pipeline.respond(plan, asked, request.headers, outcome)
-        if isinstance(reply, Played):
+        return await self._respond(request, plan, asked, outcome)
+
+    async def _plan(
+        self, address: wire.Address, outcome: Outcome, headers: CIMultiDictProxy[str], body: bytes, tenant: Tenant
+    ) -> Plan:
+        arguments = (address, headers, body, tenant, outcome.namespace)
+        if len(body) > PARSE_INLINE_BYTES:
+            return await asyncio.to_thread(self._planner.plan, *arguments)
+        return self._planner.plan(*arguments)
+
+    async def _respond(
+        self, request: web.BaseRequest, plan: Plan, asked: Directives, outcome: Outcome
+    ) -> web.StreamResponse:
+        source = partial(self._forwarder.write, request.headers)
+        reply = await self._pipeline.respond(plan, asked, source, outcome)
+        if not isinstance(reply, Followed):
             try:
-                return await self._play(request, plan, reply.match, outcome)
+                if isinstance(reply, Played):
+                    return await self._play(request, plan, reply.match, asked, outcome)
+                return await self._play_batch(request, plan, reply, outcome)
             except CacheFault:  # what is stored cannot be rendered: a fresh answer will replace it
-                reply = self._pipeline.forward_instead(plan, asked, request.headers, outcome)
-        assert isinstance(reply, Followed)
+                reply = self._pipeline.forward_instead(plan, asked, source, outcome)
         try:
             return await self._follow(request, plan, reply, outcome)
         except CacheFault:  # what another's fetch brought is no answer to this request
-            reply = self._pipeline.forward_alone(plan, asked, request.headers, outcome)
+            reply = self._pipeline.forward_alone(plan, asked, source, outcome)
             return await self._follow(request, plan, reply, outcome)
-
-    async def _plan(
-        self, dialect: wire.Dialect, outcome: Outcome, headers: CIMultiDictProxy[str], body: bytes, tenant: Tenant
-    ) -> Plan:
-        arguments = (dialect, outcome.endpoint, headers, body, tenant, outcome.namespace)
-        if len(body) > PARSE_INLINE_BYTES:
-            return await asyncio.to_thread(self._pipeline.plan, *arguments)
-        return self._pipeline.plan(*arguments)
 
     # DELIVER
 
-    async def _play(self, request: web.BaseRequest, plan: Plan, match: Match, outcome: Outcome) -> web.StreamResponse:
+    async def _play(
+        self, request: web.BaseRequest, plan: Plan, match: Match, asked: Directives, outcome: Outcome
+    ) -> web.StreamResponse:
         """A stored answer: rendered once for all its hits, with an id and a time of its own for each."""
-        form = Form.STREAM if plan.ask.stream else Form.JSON
-        score = await self._score(plan, match.entry, form)
-        cache = plan.route.cache
-        identity = plan.dialect.fresh_identity(self._clock()) if cache.identity == "fresh" else RECORDED
-        headers = self._own_headers(outcome)
+        score = await self._score(plan, match.entry)
+        identity = self._identity(plan, match.entry.writer)
+        headers = [("Content-Type", score.content_type), *self._own_headers(outcome)]
         headers.append(("Age", str(int(match.age_s))))
         headers.append(("Semcache-Entry", match.entry.id))
-        outcome.status = 200
-        if form is Form.JSON:
-            return self._send_whole(
-                request, 200, [("Content-Type", JSON), *headers], score.play_whole(identity), outcome
-            )
-        headers = [("Content-Type", EVENT_STREAM), ("Cache-Control", "no-cache"), *headers]
-        if cache.replay == "instant":
+        if not plan.ask.stream:
+            return self._send_whole(request, 200, headers, score.play_whole(identity), outcome)
+        headers.append(("Cache-Control", "no-cache"))
+        pace = asked.replay or plan.route.cache.replay
+        if pace == "instant":
             return self._send_whole(request, 200, headers, score.play_whole(identity), outcome, is_stream=True)
-        events = _paced(score.play(identity), score.offsets_ms, cache.replay)
+        events = _paced(score.play(identity), score.schedule(pace))
         return await self._stream(request, plan, 200, headers, events, outcome)
 
-    async def _score(self, plan: Plan, entry: Entry, form: Form) -> Score:
+    async def _play_batch(
+        self, request: web.BaseRequest, plan: Plan, reply: PlayedBatch, outcome: Outcome
+    ) -> web.StreamResponse:
+        size_bytes = sum(match.entry.answer.size_bytes for match in reply.matches)
+        score, outcome.usage = await _aside(size_bytes, partial(assemble_stored, plan, reply.matches))
+        headers = [("Content-Type", score.content_type), *self._own_headers(outcome)]
+        headers.append(("Age", str(int(outcome.age_s or 0))))
+        if outcome.entry_id is not None:
+            headers.append(("Semcache-Entry", outcome.entry_id))
+        return self._send_whole(request, 200, headers, score.play_whole(RECORDED), outcome)
+
+    async def _score(self, plan: Plan, entry: Entry) -> Score:
         """Raises CacheFault when the stored answer cannot be rendered."""
-        include_usage = plan.ask.include_usage and form is Form.STREAM
-        key = (entry.seq, form, include_usage)
+        key = (entry.seq, _rendition(plan, zero_usage=plan.route.cache.usage == "zero"))
         score = self._scores.get(key)
         if score is None:
-            prepare = partial(plan.dialect.prepare, entry.answer, form, include_usage=include_usage)
-            is_large = entry.answer.size_bytes > PREPARE_INLINE_BYTES
-            score = await asyncio.to_thread(prepare) if is_large else prepare()
+            answer = entry.answer
+            score = await _aside(answer.size_bytes, partial(plan.dialect.prepare, answer, key[1]))
             if score.size_bytes <= SCORES_BYTES:
                 self._scores[key] = score
         return score
+
+    def _identity(self, plan: Plan, writer: str) -> wire.Identity:
+        """The id and the time that a replay shows. `writer`: the tenant whose request brought the answer."""
+        is_handle = plan.ask.traits.id_is_a_handle and writer == plan.tenant.id
+        if is_handle or plan.route.cache.identity == "original":
+            return RECORDED
+        return plan.dialect.fresh_identity(self._clock())
 
     async def _follow(
         self, request: web.BaseRequest, plan: Plan, reply: Followed, outcome: Outcome
@@ -188,8 +211,8 @@ class Server:
                 if reply.is_anothers and recording.status != 200:
                     raise CacheFault("the error of another tenant's fetch: it may be about his key")
                 self._adopt(reply, outcome)
-                if not reply.in_same_form and recording.status == 200:
-                    return await self._render(request, plan, recording, outcome)
+                if not reply.is_relayed and recording.status == 200:
+                    return await self._render(request, plan, reply, outcome)
                 if recording.is_stream and recording.status != 200:  # an error, and no stream
                     is_whole = await recording.whole()
                 if not outcome.collapsed:
@@ -220,18 +243,28 @@ class Server:
             outcome.request_id = _request_id(recording.headers) or outcome.request_id
 
     async def _render(
-        self, request: web.BaseRequest, plan: Plan, recording: Recording, outcome: Outcome
+        self, request: web.BaseRequest, plan: Plan, reply: Followed, outcome: Outcome
     ) -> web.StreamResponse:
-        """Another's recording in the other form: it has to be whole first. Raises CacheFault if it cannot be given."""
+        """What is fetched is not this reply as it stands: another form was asked for, or more than was missing.
+
+        It has to be whole first. Raises CacheFault if it cannot be given.
+        """
+        recording = reply.flight.recording
         await recording.whole()
         reading = recording.reading
         if reading is None or reading.answer is None:
             raise CacheFault("the answer this request waited for cannot be given in the form asked for")
-        form = Form.STREAM if plan.ask.stream else Form.JSON
-        score = plan.dialect.prepare(reading.answer, form, include_usage=plan.ask.include_usage and plan.ask.stream)
-        content_type = EVENT_STREAM if plan.ask.stream else JSON
-        headers = [("Content-Type", content_type), *self._own_headers(outcome)]
-        body = score.play_whole(plan.dialect.fresh_identity(self._clock()))
+        answer = reading.answer
+        if reply.plan is not None:
+            assemble = partial(assemble_partly, plan, reply.known, reply.plan, answer, reading.usage)
+            score, _ = await _aside(answer.size_bytes, assemble)
+        else:
+            prepare = partial(plan.dialect.prepare, answer, _rendition(plan, zero_usage=False))
+            score = await _aside(answer.size_bytes, prepare)
+        if not outcome.collapsed:
+            outcome.stored = recording.stored
+        headers = [("Content-Type", score.content_type), *self._own_headers(outcome)]
+        body = score.play_whole(self._identity(plan, recording.tenant))
         return self._send_whole(request, 200, headers, body, outcome, is_stream=plan.ask.stream)
 
     async def _stream(
@@ -297,7 +330,7 @@ class Server:
             body, model = await self._read_json(request)
         elif request.body_exists:
             body = stream_body(request, self._config.server)
-        targets = self._pipeline.targets_for_path(path, request.headers, model, tenant)
+        targets = self._planner.targets_for_path(path, request.headers, model, tenant)
         reply = await self._fetcher.fetch(
             targets,
             UpstreamRequest(
@@ -368,13 +401,21 @@ def _is_json(request: web.BaseRequest) -> bool:
     return request.method == "POST" and request.headers.get("Content-Type", "").lower().startswith(JSON)
 
 
-async def _paced(
-    events: Sequence[bytes], offsets_ms: Sequence[int], pace: Literal["recorded"] | float
-) -> AsyncIterator[bytes]:
-    """Play events as they were recorded, or at so many a second (an event is about a token)."""
+def _rendition(plan: Plan, *, zero_usage: bool) -> wire.Rendition:
+    ask = plan.ask
+    form = Form.STREAM if ask.stream else Form.JSON
+    return wire.Rendition(form, ask.include_usage and ask.stream, zero_usage, ask.echo)
+
+
+async def _aside(size_bytes: int, render: Callable[[], T]) -> T:
+    """Render, on a thread where it takes long enough to keep others waiting."""
+    return await asyncio.to_thread(render) if size_bytes > PREPARE_INLINE_BYTES else render()
+
+
+async def _paced(events: Sequence[bytes], due_s: Sequence[float]) -> AsyncIterator[bytes]:
+    """Play each event when it is due, in seconds since the beginning."""
     loop = asyncio.get_running_loop()
     begun = loop.time()
-    for number, event in enumerate(events):
-        due_s = offsets_ms[number] / 1000 if pace == "recorded" else number / pace
-        await asyncio.sleep(max(0.0, begun + due_s - loop.time()))
+    for event, due in zip(events, due_s, strict=True):
+        await asyncio.sleep(max(0.0, begun + due - loop.time()))
         yield event

@@ -135,7 +135,7 @@ class Ask:
     user: str | None  # the caller's end user, for purge and audit; not context
     traits: Traits
     body: bytes  # as received
-    # Members of the answer that repeat the request and decide nothing: name and JSON text. A replay has the caller's own.
+    # Members of the answer that only repeat the request: name and JSON text. A replay has the caller's own.
     echo: tuple[tuple[str, bytes], ...] = ()
 
 

@@ -227,9 +227,10 @@ async def test_what_connection_lists_is_removed_in_both_directions(tmp_path: Pat
         (request(f"X-Long: {'x' * 9000}", line="POST /v1/{path} HTTP/1.1"), 431),
         (request(*["X: 1"] * 129, line="POST /v1/{path} HTTP/1.1"), 431),
         (request("Content-Length: 100000000", line="POST /v1/{path} HTTP/1.1", length=False), 413),
-        (request("Content-Encoding: gzip", "Connection: close", body=b"x", line="POST /v1/{path} HTTP/1.1"), 415),
+        (request("Content-Encoding: gzip", "Connection: close", body=b"x", line="POST /v1/{path} HTTP/1.1"), 400),
+        (request("Content-Encoding: br", "Connection: close", body=b"x", line="POST /v1/{path} HTTP/1.1"), 415),
     ],
-    ids=["target", "field", "fields", "length", "gzip"],
+    ids=["target", "field", "fields", "length", "gzip", "br"],
 )
 @pytest.mark.parametrize("path", ["chat/completions", "messages"])
 async def test_refusals_have_the_callers_dialect_and_no_cache_status(
@@ -909,7 +910,7 @@ async def test_a_caller_chooses_no_upstream(proxy: Proxy) -> None:
 async def test_names_of_models_made_up_by_callers_are_not_held_on_to(proxy: Proxy) -> None:
     await post(proxy, json.dumps({"model": "m" * 1_000_000, "messages": [{"role": "user", "content": "a"}]}).encode())
     assert proxy.backend.requests == 1
-    assert proxy.app.pipeline._routes.cache_info().currsize == 0
+    assert proxy.app.planner._routes.cache_info().currsize == 0
 
 
 # What a reply says of itself

@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parent.parent / "semcache"
 # Lowest first; each line of a storey is a room: modules or folders of semcache/ that may import each other.
 STOREYS: tuple[tuple[set[str], ...], ...] = (
     ({"types", "errors", "config"},),
+    ({"tunnel"},),
     (
         {"wire"},
         {"cache"},
@@ -29,9 +30,19 @@ STOREYS: tuple[tuple[set[str], ...], ...] = (
         {"workers"},
         {"children"},
         {"verdicts"},
-        {"simulate", "simulate_answers"},
+        {
+            "simulate",
+            "simulate_answers",
+            "simulate_forms",
+            "simulate_messages",
+            "simulate_ollama",
+            "simulate_openai",
+            "simulate_paths",
+            "simulate_responses",
+            "simulate_vectors",
+        },
     ),
-    ({"pipeline"},),
+    ({"pipeline", "planning", "forwarding", "batches"},),
     ({"server"}, {"admin"}),
     ({"app", "cli", "demo", "demo_asking", "demo_questions", "demo_screen", "__main__"},),
 )

@@ -63,7 +63,7 @@ class Lookup:
 
         Raises CacheFault when a part of the cache fails; nothing may then be concluded about what is stored.
         """
-        exact = await self._find_exact(key, ruling)
+        exact = await self.find_exact(key, ruling)
         if exact.match is not None:
             return exact
         if key.partition is None or ruling.exact_only is not None or ask.question is None:
@@ -73,7 +73,7 @@ class Lookup:
             return semantic._replace(reason=_first(exact.reason, semantic.reason or Reason.NO_ENTRY))
         return semantic
 
-    async def _find_exact(self, key: Key, ruling: Ruling) -> Finding:
+    async def find_exact(self, key: Key, ruling: Ruling) -> Finding:
         seq = self._index.find_exact(key.exact)
         entry = None if seq is None else await self._read(seq)
         if entry is None:

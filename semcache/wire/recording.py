@@ -20,13 +20,16 @@ WINDOW_BYTES = 256 * 1024  # kept per reply once it is not shared: enough to kee
 class Recording:
     """One upstream reply. The fetch calls begin, extend, finish or fail; followers await and iterate."""
 
-    def __init__(self, limit_bytes: int, is_stream: bool, tenant: str = "") -> None:
+    def __init__(
+        self, limit_bytes: int, is_stream: bool, tenant: str = "", echo: tuple[tuple[str, bytes], ...] = ()
+    ) -> None:
         """`limit_bytes` are kept for those who join later, 0 when nobody may. `is_stream`: what was asked for.
 
-        `tenant`: whose request it answers.
+        `tenant`: whose request it answers. `echo`: what the answer repeats of that request; see `Ask.echo`.
         """
         self.is_stream = is_stream
         self.tenant = tenant
+        self.echo = echo
         self._loop = asyncio.get_running_loop()
         self.status = 0
         self.headers: Mapping[str, str] = {}

@@ -1,0 +1,69 @@
+"""FETCH into a recording: send a planned request upstream, and write down what comes back as it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from time import perf_counter
+
+from semcache.backends.fetch import Fetcher, UpstreamRequest
+from semcache.errors import SemcacheError, UpstreamError
+from semcache.planning import Plan
+from semcache.types import Unstorable
+from semcache.wire.dialect import Reading
+from semcache.wire.recording import Recording
+
+# Where an answer comes from that is not stored: writes the recording of a plan to its end and returns what it turned
+# out to be. Raises SemcacheError when there is none, or when it breaks off.
+Source = Callable[[Plan, Recording], Awaitable[Reading]]
+
+BATCH_BYTES = 32 * 1024 * 1024  # of a batch's answer, however many items it has
+
+
+class Forwarder:
+    """The source of a proxy: backends over HTTP."""
+
+    def __init__(self, fetcher: Fetcher, replaces_keys: bool) -> None:
+        """`replaces_keys`: callers hold our keys, which must not travel upstream."""
+        self._fetcher = fetcher
+        self._replaces_keys = replaces_keys
+
+    async def write(self, headers: Mapping[str, str], plan: Plan, recording: Recording) -> Reading:
+        """`headers`: the caller's. The rest is `Source`."""
+        assert not isinstance(plan.targets, SemcacheError)
+        ask_usage = plan.ask.stream and all(target.backend.stream_usage for target in plan.targets)
+        request = UpstreamRequest(
+            method="POST",
+            path_and_query=plan.ask.target,
+            headers=headers,
+            body=plan.dialect.upstream_body(plan.ask, ask_usage=ask_usage),
+            want_recording=True,
+            pass_key=not self._replaces_keys,
+        )
+        reply = await self._fetcher.fetch(plan.targets, request)
+        begun = perf_counter()
+        try:
+            scribe = plan.dialect.scribe(
+                plan.ask,
+                reply.status,
+                reply.headers,
+                store_tools=plan.route.cache.store_tools,
+                limit_bytes=answer_limit(plan),
+            )
+            recording.begin(reply.status, reply.headers, reply.backend)
+            async for chunk in reply.chunks():
+                await recording.extend(scribe.feed(chunk, int((perf_counter() - begun) * 1000)))
+            frames, reading = scribe.finish(reply.whole)
+            if reading.unstorable is Unstorable.INCOMPLETE and not reply.whole:
+                # Delimited by the connection's end, and not at an end of its own: a cut that HTTP does not show. Half
+                # an event is held back, for the error event that comes now would be read as its other half.
+                raise UpstreamError(f"{reply.backend} ended its answer early", sent=True)
+            await recording.extend(frames)
+            return reading
+        finally:
+            await reply.abort()  # after a whole reply there is nothing left to abort
+
+
+def answer_limit(plan: Plan) -> int:
+    """The largest answer that is kept, in bytes. The setting is for one answer, and a batch has as many as items."""
+    limit = plan.route.cache.max_answer
+    return min(limit * len(plan.items), max(limit, BATCH_BYTES)) if plan.items else limit
