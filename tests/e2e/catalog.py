@@ -1,0 +1,89 @@
+"""The clients that prove it, the features asked of each, and what is known not to work yet, with its reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+RESULTS = HERE / "results.json"
+
+FEATURES: Mapping[str, Mapping[str, Any]] = json.loads((HERE / "features.json").read_text())
+
+# Columns of the table, and the features that a check mark there stands for.
+COLUMNS: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "talk": {
+        "JSON": ("json",),
+        "stream": ("stream",),
+        "one entry for both": ("stream_after_json", "json_after_stream"),
+        "tools": ("tools", "tools_stream", "tool_loop"),
+        "structured output": ("object", "object_stream"),
+        "reasoning": ("reasoning", "reasoning_stream"),
+        "errors": ("upstream_error", "own_error"),
+        "`only-if-cached`": ("only_if_cached",),
+        "`no-store`": ("no_store",),
+        "other calls": ("other",),
+    },
+    "embeddings": {
+        "known batch": ("embed",),
+        "half-known batch": ("embed_half",),
+        "errors": ("upstream_error", "own_error"),
+        "`only-if-cached`": ("only_if_cached",),
+        "`no-store`": ("no_store",),
+    },
+}
+
+APIS: Mapping[str, str] = {
+    "chat": "chat completions",
+    "responses": "Responses",
+    "completions": "legacy completions",
+    "azure": "Azure OpenAI",
+    "messages": "Anthropic messages",
+    "ollama": "Ollama chat",
+    "generate": "Ollama generate",
+    "embeddings": "OpenAI embeddings",
+    "ollama_embed": "Ollama embed",
+}
+
+
+@dataclass(frozen=True)
+class Client:
+    """One program of tests/e2e/clients/, in an environment of its own."""
+
+    name: str
+    title: str  # as the table names it
+    packages: tuple[str, ...]  # whose versions are told
+    environment: str  # "main": the project's own; a name in environments/; or "node-" and a folder of clients/
+    program: str
+
+    @property
+    def is_light(self) -> bool:
+        """Part of `make test`: its packages are installed for development anyhow."""
+        return self.environment == "main"
+
+
+CLIENTS = (Client("openai-python", "openai (Python)", ("openai",), "main", "openai_python.py"),)
+
+# (client, API, feature) as globs -> why. A feature named here that works after all fails the run: take it out then.
+GAPS: Mapping[tuple[str, str, str], str] = {}
+
+
+def gap(client: str, api: str, feature: str) -> str | None:
+    """Why this feature is known not to work."""
+    for (clients, apis, features), reason in GAPS.items():
+        if fnmatchcase(client, clients) and fnmatchcase(api, apis) and fnmatchcase(feature, features):
+            return reason
+    return None
+
+
+def find(name: str) -> Client:
+    """Raises LookupError with the names there are."""
+    for client in CLIENTS:
+        if client.name == name:
+            return client
+    raise LookupError(f"no client {name!r}; there are {', '.join(client.name for client in CLIENTS)}")
