@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import orjson
 
 from semcache.errors import SemcacheError
+from semcache.wire import ndjson
 
 _OPENAI_TYPES: Mapping[int, str] = {  # any other status below 500: invalid_request_error
     401: "authentication_error",
@@ -75,4 +76,4 @@ class OllamaErrors:
         return orjson.dumps({"error": error.message})
 
     def error_event(self, error: SemcacheError, request_id: str) -> bytes:
-        return self.error_body(error, request_id) + b"\n"
+        return ndjson.line(self.error_body(error, request_id))
