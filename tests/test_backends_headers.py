@@ -115,7 +115,11 @@ def test_a_key_of_ours_never_leaves() -> None:
 
 @pytest.mark.parametrize(
     "dialect, own",
-    [("openai", ("Authorization", "Bearer backend-key")), ("anthropic", ("x-api-key", "backend-key"))],
+    [
+        ("openai", ("Authorization", "Bearer backend-key")),
+        ("anthropic", ("x-api-key", "backend-key")),
+        ("azure", ("api-key", "backend-key")),
+    ],
 )
 def test_the_backends_key_replaces_every_key_of_the_caller(dialect: str, own: tuple[str, str]) -> None:
     sent = forwarded(

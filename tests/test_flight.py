@@ -8,8 +8,9 @@ from semcache.cache.flight import Flight, Flights
 class Reply:
     """A recording, as far as a flight cares."""
 
-    def __init__(self, is_joinable: bool = True) -> None:
-        self.is_joinable = is_joinable
+    def __init__(self, is_delivering: bool = True) -> None:
+        self.is_joinable = True
+        self.is_delivering = is_delivering
         self.is_over = False
 
 
@@ -68,6 +69,74 @@ async def test_a_flight_nobody_waits_for_is_cancelled_and_cannot_be_joined() -> 
         pass
     assert flights.find(b"k") is None, "a follower must not join a fetch that is being cancelled"
     await fetch.ended.wait()
+    assert fetch.cancelled
+
+
+LINGER_S = 0.01
+
+
+async def test_a_client_that_left_before_anything_came_joins_the_same_fetch() -> None:
+    flights: Flights[Reply] = Flights(linger_s=60)
+    fetch = Fetch()
+    with flights.lead(b"k", Reply(is_delivering=False), fetch):
+        await asyncio.sleep(0)
+    again = flights.find(b"k")
+    assert again is not None
+    with again:
+        fetch.go.set()
+        await flights.drain()
+    assert not fetch.cancelled
+    assert flights.led == 1
+
+
+async def test_a_client_that_left_and_does_not_come_back_ends_the_fetch() -> None:
+    flights: Flights[Reply] = Flights(linger_s=LINGER_S)
+    fetch = Fetch()
+    with flights.lead(b"k", Reply(is_delivering=False), fetch):
+        await asyncio.sleep(0)
+    assert not fetch.ended.is_set()
+    await asyncio.wait_for(fetch.ended.wait(), 5)
+    assert fetch.cancelled
+    assert flights.find(b"k") is None
+
+
+async def test_a_client_that_came_back_is_waited_for_no_longer_by_the_clock() -> None:
+    flights: Flights[Reply] = Flights(linger_s=LINGER_S)
+    fetch = Fetch()
+    flight = flights.lead(b"k", Reply(is_delivering=False), fetch)
+    with flight:
+        await asyncio.sleep(0)
+    with flight:
+        passed = asyncio.Event()
+        asyncio.get_running_loop().call_later(2 * LINGER_S, passed.set)
+        await passed.wait()
+        assert not fetch.ended.is_set()
+    await asyncio.wait_for(fetch.ended.wait(), 5)
+    assert fetch.cancelled, "the second leaving starts the clock again"
+
+
+async def test_a_fetch_that_lands_while_nobody_waits_is_kept() -> None:
+    flights: Flights[Reply] = Flights(linger_s=LINGER_S)
+    fetch = Fetch()
+    flight = flights.lead(b"k", Reply(is_delivering=False), fetch)
+    with flight:
+        await asyncio.sleep(0)
+    flight.recording.is_over = True
+    passed = asyncio.Event()
+    asyncio.get_running_loop().call_later(2 * LINGER_S, passed.set)
+    await passed.wait()
+    assert not fetch.ended.is_set(), "it may still be storing what came"
+    fetch.go.set()
+    await flights.drain()
+    assert not fetch.cancelled
+
+
+async def test_a_flight_that_nobody_may_join_ends_at_once() -> None:
+    flights: Flights[Reply] = Flights(linger_s=60)
+    fetch = Fetch()
+    with flights.lead(None, Reply(is_delivering=False), fetch):
+        await asyncio.sleep(0)
+    await asyncio.wait_for(fetch.ended.wait(), 5)
     assert fetch.cancelled
 
 

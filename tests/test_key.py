@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from semcache.cache.key import derive_key, derive_scope
 from semcache.types import Ask, Scope, Tenant, Traits
 
-ASK = Ask("openai", "chat/completions", "m", "Where is my parcel?", b"{}", False, False, None, Traits(), b"")
+PATH = "/v1/chat/completions"
+ASK = Ask("openai", "chat/completions", PATH, "m", "Where is my parcel?", b"{}", False, False, None, Traits(), b"")
 SCOPE = Scope("shop", "faq", "openai", "chat/completions", "m")
 
 
@@ -25,6 +26,18 @@ def test_the_context_parts_both_tiers() -> None:
     key, other = (derive_key(replace(ASK, context=context), SCOPE, "minilm") for context in (b"{}", b"[]"))
     assert key.exact != other.exact
     assert key.partition != other.partition
+
+
+def test_the_path_and_query_part_both_tiers() -> None:
+    paths = [
+        PATH,
+        "/openai/v1/chat/completions",
+        "/openai/deployments/a/chat/completions?api-version=2024-10-21",
+        "/openai/deployments/b/chat/completions?api-version=2024-10-21",
+        "/openai/deployments/a/chat/completions?api-version=2025-01-01",
+    ]
+    keys = [derive_key(replace(ASK, target=path), SCOPE, "minilm") for path in paths]
+    assert len({key.exact for key in keys}) == len({key.partition for key in keys}) == len(paths)
 
 
 def test_the_question_parts_the_exact_tier_only() -> None:

@@ -15,7 +15,8 @@ from semcache.types import Answer, Ask, Candidate, Entry, Form, Key, Reason, Sco
 from tests.fakes import Clock, WordsEmbedder
 
 PARCEL = "Where is my parcel right now please"
-ASK = Ask("openai", "chat/completions", "m", PARCEL, b"{}", False, False, None, Traits(), b"")
+PATH = "/v1/chat/completions"
+ASK = Ask("openai", "chat/completions", PATH, "m", PARCEL, b"{}", False, False, None, Traits(), b"")
 KEY = Key(b"exact", b"partition")
 
 

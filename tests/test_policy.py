@@ -7,9 +7,10 @@ import pytest
 from semcache.cache.policy import NOTHING_ASKED, Ruling, read_directives, rule, tighten
 from semcache.config import Cache, Match
 from semcache.errors import ClientError
-from semcache.types import Ask, Reason, Traits
+from semcache.types import FWD, Ask, Reason, Traits
 
-ASK = Ask("openai", "chat/completions", "m", "Where is my parcel?", b"{}", False, False, None, Traits(), b"")
+PATH = "/v1/chat/completions"
+ASK = Ask("openai", "chat/completions", PATH, "m", "Where is my parcel?", b"{}", False, False, None, Traits(), b"")
 
 
 def ruling(ask: Ask = ASK, cache: Cache = Cache(), match: Match = Match()) -> Ruling:
@@ -46,6 +47,18 @@ def test_answers_to_requests_with_tools_are_kept_only_where_the_route_says_so() 
     assert not ruling(ask).may_store
     assert not ruling(ask).may_coalesce
     assert ruling(ask, Cache(store_tools=True)).may_store
+
+
+def test_what_a_vendors_own_tools_bring_is_never_kept() -> None:
+    searches = replace(ASK, traits=Traits(has_tools=True, has_hosted_tools=True))
+    ruled = ruling(searches, Cache(store_tools=True))
+    assert (ruled.may_store, ruled.may_coalesce) == (False, False)
+
+
+def test_what_reads_or_leaves_something_at_the_upstream_is_neither_looked_up_nor_kept() -> None:
+    ruled = ruling(replace(ASK, traits=Traits(is_stateful=True)))
+    assert (ruled.skip_lookup, ruled.may_store, ruled.may_coalesce) == (Reason.STATE, False, False)
+    assert FWD[Reason.STATE] == "bypass"
 
 
 def test_mode_off_takes_no_part() -> None:
@@ -97,8 +110,24 @@ def test_the_exact_tier_can_be_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
+    ("wish", "pace"),
+    [
+        ("replay=instant", "instant"),
+        ("replay=recorded", "recorded"),
+        ("replay=60", 60.0),
+        ("replay=2.5", 2.5),
+        ("ttl=5, replay=60", 60.0),
+        ("ttl=5", None),
+    ],
+)
+def test_a_caller_may_choose_the_pace_of_a_replay(wish: str, pace: object) -> None:
+    assert read_directives(None, wish).replay == pace
+
+
+@pytest.mark.parametrize(
     "wish",
     ["similarity=2", "similarity=high", "ttl=-1", "tier=fuzzy", "namespace=", "namespace=(a b)", "colour=blue", "a=b=c",
+     "replay", "replay=slow", "replay=0", "replay=-1", "replay=?0", "replay=()",
      "similarity", "namespace=\"a b\"", "\u00e9"],
 )  # fmt: skip
 def test_a_malformed_wish_is_a_clear_400(wish: str) -> None:

@@ -102,6 +102,26 @@ def test_a_target_carries_the_deadlines_and_the_limit_of_its_pool() -> None:
         ("https://h", "anthropic", "/v1/messages?beta=true", "/v1/messages?beta=true"),
         ("https://h/v1", "anthropic", "/v1/messages", "/v1/messages"),
         ("https://h/api/anthropic", "anthropic", "/v1/messages", "/api/anthropic/v1/messages"),
+        # Azure's and Ollama's paths say themselves whose API they are, so they begin at the root of any base URL.
+        *[
+            (
+                url,
+                "azure",
+                "/openai/deployments/a%20b/chat/completions?v=1",
+                "/openai/deployments/a%20b/chat/completions?v=1",
+            )
+            for url in ("https://h", "https://h/openai", "https://h/openai/v1", "https://h/v1")
+        ],
+        ("https://h/eu/openai/v1", "azure", "/openai/v1/responses", "/eu/openai/v1/responses"),
+        ("https://h", "azure", "/v1/chat/completions", "/openai/v1/chat/completions"),  # an OpenAI client at Azure
+        ("https://h/openai/v1", "azure", "/models", "/openai/v1/models"),
+        ("http://h/v1", "openai", "/openai/deployments/d/chat/completions", "/openai/deployments/d/chat/completions"),
+        ("http://h", "ollama", "/api/chat", "/api/chat"),
+        ("http://h/api", "ollama", "/api/chat", "/api/chat"),
+        ("http://h/v1", "ollama", "/api/chat", "/api/chat"),
+        ("http://h", "ollama", "/v1/chat/completions", "/v1/chat/completions"),
+        ("http://h/v1", "openai", "/api/chat", "/api/chat"),
+        ("http://h/v1", "openai", "/apiary", "/v1/apiary"),
     ],
 )
 def test_the_path_is_joined_to_the_backends_url_as_its_sdk_would(url: str, dialect: str, asked: str, sent: str) -> None:
@@ -121,6 +141,10 @@ def test_the_path_is_joined_to_the_backends_url_as_its_sdk_would(url: str, diale
         "/v1/..%5cx",
         "/v1/..\\x",
         "/v1/..;/x",
+        "/openai/../metrics",
+        "/openai/deployments/%2e%2e/%2e%2e/metrics",
+        "/openai/deployments/a%2f..%2fb/chat/completions",
+        "/api/../metrics",
         "v1/models",
         "http://other/v1/models",
         "",

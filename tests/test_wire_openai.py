@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,16 +13,17 @@ from multidict import CIMultiDict
 
 from semcache.errors import ClientError
 from semcache.types import Ask
-from semcache.wire import dialect_for, error_shape
+from semcache.wire import Address
 from semcache.wire.openai import NOT_CONTEXT, OpenAIChat
 
 OPENAI = OpenAIChat()
+CHAT = Address(OPENAI, "openai", "chat/completions", "/v1/chat/completions")
 USER = {"role": "user", "content": "How long does a parcel take?"}
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 
 
 def ask_raw(body: bytes, **headers: str) -> Ask:
-    return OPENAI.parse("chat/completions", body, CIMultiDict({k.replace("_", "-"): v for k, v in headers.items()}))
+    return OPENAI.parse(CHAT, body, CIMultiDict({k.replace("_", "-"): v for k, v in headers.items()}))
 
 
 def ask(*messages: Any, **fields: Any) -> Ask:
@@ -34,29 +36,6 @@ def user(content: Any) -> dict[str, Any]:
 
 def text(*parts: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": part} for part in parts]
-
-
-# Paths
-
-
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/chat/completions"])
-def test_a_base_url_with_or_without_v1_finds_the_dialect(path: str) -> None:
-    found = dialect_for(path)
-    assert found is not None
-    assert (found[0].name, found[1]) == ("openai", "chat/completions")
-
-
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/chat/completions/", "/v1/chat", "/v2/chat/completions", "/", ""])
-def test_other_paths_have_no_dialect(path: str) -> None:
-    assert dialect_for(path) is None
-
-
-def test_errors_have_the_form_of_the_vendor_whose_path_it_is() -> None:
-    error = ClientError("no")
-    for path in ("/v1/messages", "/messages", "/v1/messages/count_tokens"):
-        assert json.loads(error_shape(path).error_body(error, "r"))["type"] == "error"
-    for path in ("/v1/chat/completions", "/v1/anything", "/v1/messages-of-mine", "/nowhere"):
-        assert "type" not in json.loads(error_shape(path).error_body(error, "r"))
 
 
 # Question and context
@@ -146,8 +125,6 @@ DIFFERENT: list[dict[str, Any]] = [
     {"moderation": {"model": "x"}},
     {"a_field_of_tomorrow": 1},
     {"a_field_of_tomorrow": None},
-    {"store": True},
-    {"store": True, "metadata": {"topic": "parcels"}},
     {"model": "m2"},
 ]
 
@@ -186,9 +163,9 @@ def test_delivery_and_identity_are_not_context(name: str) -> None:
     assert ask(**{name: value}).context == ask().context
 
 
-def test_labels_are_context_only_where_the_vendor_is_asked_to_keep_them() -> None:
-    assert ask(metadata={"trace": "1"}).context == ask(store=False, metadata={"trace": "2"}).context == ask().context
-    assert ask(store=True, metadata={"trace": "1"}).context != ask(store=True, metadata={"trace": "2"}).context
+def test_a_request_whose_exchange_the_vendor_keeps_is_known() -> None:
+    assert ask(store=True).traits.is_stateful
+    assert not any(ask(**fields).traits.is_stateful for fields in ({}, {"store": False}, {"store": None}))
 
 
 def test_headers_that_change_the_request_are_context_and_no_others() -> None:
@@ -209,7 +186,7 @@ def test_a_header_sent_twice_counts_twice() -> None:
     one = CIMultiDict([("OpenAI-Beta", "a")])
     two = CIMultiDict([("OpenAI-Beta", "a"), ("openai-beta", "b")])
     assert OPENAI.context_headers(two) != OPENAI.context_headers(one)
-    assert OPENAI.parse("e", body, two).context != OPENAI.parse("e", body, one).context
+    assert OPENAI.parse(CHAT, body, two).context != OPENAI.parse(CHAT, body, one).context
     hash(OPENAI.context_headers(two))
 
 
@@ -353,6 +330,14 @@ def test_sampling_is_read() -> None:
     found = ask(n=3, temperature=0.7).traits
     assert (found.choices, found.temperature) == (3, 0.7)
     assert (ask().traits.choices, ask().traits.temperature) == (1, None)
+
+
+def test_the_model_of_a_path_counts_more_than_that_of_the_body() -> None:
+    deployment = replace(CHAT, vendor="azure", model="prod")
+    for body in ({"messages": [USER]}, {"model": "other", "messages": [USER]}, {"model": 5, "messages": [USER]}):
+        assert OPENAI.parse(deployment, json.dumps(body).encode(), {}).model == "prod"
+    found = OPENAI.parse(deployment, json.dumps({"messages": [USER]}).encode(), {})
+    assert (found.dialect, found.endpoint, found.target) == ("azure", "chat/completions", CHAT.target)
 
 
 def test_the_end_user_is_known_by_either_field() -> None:

@@ -13,7 +13,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from semcache.errors import CacheFault
 from semcache.types import Answer, Form, Usage
-from semcache.wire import Identity
+from semcache.wire import Identity, Rendition
 from semcache.wire.openai import OpenAIChat
 
 OPENAI = OpenAIChat()
@@ -37,7 +37,7 @@ HEAD = {
 
 def play(answer: Answer, form: Form, identity: Identity = FRESH, *, include_usage: bool = False) -> list[Any]:
     """The values played: one body, or the chunks of a stream whose framing has been checked."""
-    score = OPENAI.prepare(answer, form, include_usage=include_usage)
+    score = OPENAI.prepare(answer, Rendition(form, include_usage=include_usage))
     events = score.play(identity)
     assert score.play_whole(identity) == b"".join(events)
     assert len(score.offsets_ms) == len(events)
@@ -314,7 +314,7 @@ def test_a_replay_shows_its_own_id_and_time_everywhere_and_nothing_else_new() ->
 
 
 def test_one_score_plays_any_number_of_times() -> None:
-    score = OPENAI.prepare(streamed(*SAID, END), Form.STREAM, include_usage=True)
+    score = OPENAI.prepare(streamed(*SAID, END), Rendition(Form.STREAM, include_usage=True))
     first = score.play(FRESH)
     score.play_whole(Identity("chatcmpl-other", 7))
     assert score.play(FRESH) == first
@@ -335,9 +335,9 @@ def test_a_body_keeps_every_byte_but_id_and_time() -> None:
         b' "b": 1.50, "c": 100000000000000000001,"choices":[]} \n'
     )
     answer = Answer("openai", Form.JSON, (text,))
-    assert OPENAI.prepare(answer, Form.JSON, include_usage=False).play_whole(RECORDED) == text
+    assert OPENAI.prepare(answer, Rendition(Form.JSON)).play_whole(RECORDED) == text
     expected = text.replace(b'"chatcmpl-1"', b'"chatcmpl-fresh"').replace(b": 5,", b": 1800000000,")
-    assert OPENAI.prepare(answer, Form.JSON, include_usage=False).play_whole(FRESH) == expected
+    assert OPENAI.prepare(answer, Rendition(Form.JSON)).play_whole(FRESH) == expected
 
 
 def test_an_answer_without_id_or_time_gets_none() -> None:
@@ -350,7 +350,7 @@ def test_numbers_keep_their_text_in_every_form() -> None:
         b'"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":"stop","p":1.50}]}'
     )
     for form in Form:
-        played = OPENAI.prepare(Answer("openai", Form.STREAM, (part,)), form, include_usage=False).play_whole(RECORDED)
+        played = OPENAI.prepare(Answer("openai", Form.STREAM, (part,)), Rendition(form)).play_whole(RECORDED)
         assert b":1.50" in played
         assert b":100000000000000000001" in played
 
@@ -414,10 +414,12 @@ def test_a_streams_usage_is_in_its_body() -> None:
 
 def test_offsets_follow_the_events() -> None:
     answer = streamed(*SAID, END, USAGE_CHUNK, offsets_ms=(0, 10, 20, 30, 40))
-    assert OPENAI.prepare(answer, Form.STREAM, include_usage=True).offsets_ms == (0, 10, 20, 30, 40, 40)
-    assert OPENAI.prepare(answer, Form.STREAM, include_usage=False).offsets_ms == (0, 10, 20, 30, 30)
-    assert OPENAI.prepare(answer, Form.JSON, include_usage=False).offsets_ms == (40,)
-    assert set(OPENAI.prepare(bodied(completion({"content": "x"})), Form.STREAM, include_usage=True).offsets_ms) == {0}
+    assert OPENAI.prepare(answer, Rendition(Form.STREAM, include_usage=True)).offsets_ms == (0, 10, 20, 30, 40, 40)
+    assert OPENAI.prepare(answer, Rendition(Form.STREAM)).offsets_ms == (0, 10, 20, 30, 30)
+    assert OPENAI.prepare(answer, Rendition(Form.JSON)).offsets_ms == (40,)
+    assert set(
+        OPENAI.prepare(bodied(completion({"content": "x"})), Rendition(Form.STREAM, include_usage=True)).offsets_ms
+    ) == {0}
 
 
 # What servers send
@@ -507,9 +509,9 @@ def test_a_payload_of_several_lines_is_played_on_one() -> None:
 )
 def test_damaged_parts_are_a_fault_of_the_cache(parts: tuple[bytes, ...]) -> None:
     with pytest.raises(CacheFault):
-        OPENAI.prepare(Answer("openai", Form.STREAM, parts), Form.JSON, include_usage=False)
+        OPENAI.prepare(Answer("openai", Form.STREAM, parts), Rendition(Form.JSON))
     with pytest.raises(CacheFault):
-        OPENAI.prepare(Answer("openai", Form.JSON, parts), Form.STREAM, include_usage=False)
+        OPENAI.prepare(Answer("openai", Form.JSON, parts), Rendition(Form.STREAM))
 
 
 values = st.none() | st.booleans() | st.integers(0, 9) | st.text(max_size=9)

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from semcache.types import Form, Unstorable, Usage
-from semcache.wire import Frame, Reading
+from semcache.wire import Address, Frame, Reading
 from semcache.wire.openai import OpenAIChat
 
 OPENAI = OpenAIChat()
+CHAT = Address(OPENAI, "openai", "chat/completions", "/v1/chat/completions")
 JSON = {"content-type": "application/json"}
 SSE = {"content-type": "text/event-stream; charset=utf-8"}
 USAGE = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
@@ -34,7 +35,7 @@ def read(
     limit_bytes: int = 1 << 20,
 ) -> tuple[list[Frame], Reading]:
     body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": headers is SSE, "n": n}
-    ask = OPENAI.parse("chat/completions", json.dumps(body).encode(), {})
+    ask = OPENAI.parse(CHAT, json.dumps(body).encode(), {})
     scribe = OPENAI.scribe(ask, status, headers, store_tools=store_tools, limit_bytes=limit_bytes)
     chunks = [reply] if isinstance(reply, bytes) else reply
     frames = [frame for number, chunk in enumerate(chunks) for frame in scribe.feed(chunk, number)]
@@ -291,7 +292,7 @@ def test_a_whole_body_is_kept_as_it_came() -> None:
 
 def test_a_body_that_answers_a_stream_request_is_read_as_what_it_is() -> None:
     reading = OPENAI.scribe(
-        OPENAI.parse("e", b'{"model":"m","messages":[{"role":"user","content":"x"}],"stream":true}', {}),
+        OPENAI.parse(CHAT, b'{"model":"m","messages":[{"role":"user","content":"x"}],"stream":true}', {}),
         200,
         JSON,
         store_tools=False,

@@ -18,7 +18,8 @@ from semcache.errors import ClientError
 
 _VERSION = re.compile(r"/v1(?=[/?]|$)")
 
-_FROM_ROOT = ("/openai/", "/api/")
+_FROM_ROOT = ("/openai/", "/api/")  # paths that say themselves whose API they are: Azure's and Ollama's
+_NOT_ROOT = re.compile(r"(?:/openai|/api)?(?:/v1)?\Z")
 
 # A segment that climbs, however it is spelt: behind a backend's URL it would leave the part of that server the operator
 # meant to expose, and with the operator's key. `;` since some servers cut a segment there.
@@ -115,7 +116,7 @@ def _aim(name: str, pool_name: str, pool: Pool, backend: Backend) -> Target:
         origin=Origin(url.raw_host, url.port, url.scheme == "https"),
         host=url.host_port_subcomponent or "",
         prefix=_prefix(path, backend.dialect),
-        root=path.removesuffix("/v1").removesuffix("/openai" if backend.dialect == "azure" else "/api"),
+        root=_root(path),
         connect_s=pool.connect,
         first_byte_s=pool.first_byte,
         between_bytes_s=pool.between_bytes,
@@ -123,8 +124,15 @@ def _aim(name: str, pool_name: str, pool: Pool, backend: Backend) -> Target:
     )
 
 
+def _root(path: str) -> str:
+    """A base URL may hold the beginning of such paths too: "https://name.openai.azure.com/openai/v1"."""
+    return _NOT_ROOT.sub("", path, count=1)
+
+
 def _prefix(path: str, dialect: str) -> str:
     """A base URL is read as the vendor's own SDK reads it: OpenAI's holds the version, the others' do not."""
+    if dialect == "azure":
+        return f"{_root(path)}/openai/v1"
     if dialect in ("anthropic", "ollama") and not path.endswith("/v1"):
         return f"{path}/v1"
     return path

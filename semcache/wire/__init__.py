@@ -12,7 +12,10 @@ from urllib.parse import unquote
 from semcache.errors import ClientError
 from semcache.wire import strict_json
 from semcache.wire.dialect import Address, BatchDialect, Dialect, ErrorShape, Frame, Reading, Rendition, Scribe
+from semcache.wire.embeddings import OpenAIEmbeddings
 from semcache.wire.error_shapes import AnthropicErrors, OllamaErrors, OpenAIErrors
+from semcache.wire.ollama import OllamaChat, OllamaGenerate
+from semcache.wire.ollama_embed import OllamaEmbed
 from semcache.wire.openai import OpenAIChat
 from semcache.wire.score import RECORDED, Identity, Score
 
@@ -38,14 +41,20 @@ __all__ = [
 # Below /v1/, with and without it in the path, for SDKs are given base URLs of both kinds.
 _OPENAI: Mapping[str, Dialect] = {
     "chat/completions": OpenAIChat(),
+    "embeddings": OpenAIEmbeddings(),
 }
 _ANTHROPIC: Mapping[str, Dialect] = {}
-_OLLAMA: Mapping[str, Dialect] = {}  # below /api/
+_OLLAMA: Mapping[str, Dialect] = {  # below /api/
+    "chat": OllamaChat(),
+    "generate": OllamaGenerate(),
+    "embed": OllamaEmbed(),
+}
 
 _ERRORS_OPENAI = OpenAIErrors()
 _ERRORS_ANTHROPIC = AnthropicErrors()
 _ERRORS_OLLAMA = OllamaErrors()
 
+_ENDPOINT = re.compile(r"/(?:v1/)?(.+)")
 _AZURE_DEPLOYMENT = re.compile(r"/openai/deployments/([^/]+)/(.+)")
 
 # First segments of the vendors' paths, for base URLs without /v1.
@@ -66,7 +75,9 @@ def find_address(target: str) -> Address | None:
     if path.startswith("/api/"):
         ollama = _OLLAMA.get(path.removeprefix("/api/"))
         return Address(ollama, "ollama", path[1:], target) if ollama else None
-    endpoint = path.removeprefix("/v1")[1:]
+    if not (found := _ENDPOINT.fullmatch(path)):
+        return None
+    endpoint = found[1]
     for vendor, dialects in (("openai", _OPENAI), ("anthropic", _ANTHROPIC)):
         if dialect := dialects.get(endpoint):
             return Address(dialect, vendor, endpoint, f"/v1/{endpoint}{mark}{query}")
@@ -87,7 +98,7 @@ def _find_azure(path: str, target: str) -> Address | None:
 def is_model_path(path: str) -> bool:
     """Whether a path belongs to a model API: anything below /v1/, /openai/ (Azure) and /api/ (Ollama), and what SDKs
     ask for whose base URL lacks the version."""
-    return path.startswith(("/v1/", "/openai/", "/api/")) or path.split("/", 2)[1] in _BARE
+    return path.startswith(("/v1/", "/openai/", "/api/")) or path.removeprefix("/").partition("/")[0] in _BARE
 
 
 def vendor_of(path: str, headers: Mapping[str, str]) -> str:

@@ -13,8 +13,11 @@ from semcache.wire.strict_json import Tree
 
 
 def model_of(tree: Tree, address: Address) -> str:
-    """The model a request names, in its body or else in its path. Raises ClientError."""
-    model = tree.get("model") or address.model
+    """The model a request names: in its path, where the body's word counts for nothing, else in its body.
+
+    Raises ClientError.
+    """
+    model = address.model or tree.get("model")
     if type(model) is not str or not model:
         raise invalid("model", "a non-empty string", tree)
     return model
