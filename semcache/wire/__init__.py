@@ -11,12 +11,14 @@ from urllib.parse import unquote
 
 from semcache.errors import ClientError
 from semcache.wire import strict_json
+from semcache.wire.anthropic import AnthropicMessages
 from semcache.wire.dialect import Address, BatchDialect, Dialect, ErrorShape, Frame, Reading, Rendition, Scribe
 from semcache.wire.embeddings import OpenAIEmbeddings
 from semcache.wire.error_shapes import AnthropicErrors, OllamaErrors, OpenAIErrors
 from semcache.wire.ollama import OllamaChat, OllamaGenerate
 from semcache.wire.ollama_embed import OllamaEmbed
 from semcache.wire.openai import OpenAIChat
+from semcache.wire.responses import Responses
 from semcache.wire.score import RECORDED, Identity, Score
 
 __all__ = [
@@ -41,9 +43,12 @@ __all__ = [
 # Below /v1/, with and without it in the path, for SDKs are given base URLs of both kinds.
 _OPENAI: Mapping[str, Dialect] = {
     "chat/completions": OpenAIChat(),
+    "responses": Responses(),
     "embeddings": OpenAIEmbeddings(),
 }
-_ANTHROPIC: Mapping[str, Dialect] = {}
+_ANTHROPIC: Mapping[str, Dialect] = {
+    "messages": AnthropicMessages(),
+}
 _OLLAMA: Mapping[str, Dialect] = {  # below /api/
     "chat": OllamaChat(),
     "generate": OllamaGenerate(),
