@@ -7,13 +7,13 @@ because every deadline and every refusal has to be in one place. The rules:
 - Nothing of a request is in a log line or in a refusal.
 - A connection costs a task only while a request is under way, and that task is cancelled when the client leaves.
 - A response says that the connection stays open only if the request's body has arrived whole.
+- Bytes behind a request that asks for another protocol are never read as a request: they wait for the WebSocket that
+  was asked for, and are dropped with the connection when it is refused.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 from collections import deque
 from collections.abc import Awaitable, Callable
 from math import inf
@@ -41,6 +41,7 @@ from semcache.head import (
     path_of,
 )
 from semcache.sending import ClientGone, closing_response, whole_response
+from semcache.tunnel import End, Headers, is_handshake, reset_on_close, switching
 
 MAX_CHUNK_OVERHEAD_BYTES = 8 * 1024  # of chunk extensions and trailers between two bytes of a body
 READ_BUFFER_BYTES = 64 * 1024  # of a body that nobody reads yet; twice that, and the socket is left alone
@@ -107,6 +108,8 @@ class Connection(BaseProtocol):
         self._incoming: StreamReader | None = None  # the body that is being received
         self._incoming_length: int | None = None  # None: chunked
         self._incoming_bytes = 0  # of it, when last looked at
+        self._incoming_switches = False  # its request asks for another protocol
+        self._tunnel: End | None = None  # asked for by the request read last; then nothing is parsed any more
         self._fruitless = 0  # bytes received since the last that completed a head or belonged to a body
         self._opening = b""  # the first line of a head that comes in several segments
         self._all_ascii = True  # so far; else field values have to be looked at
@@ -135,19 +138,26 @@ class Connection(BaseProtocol):
         self._queue.clear()
         if self._incoming is not None:
             self._incoming.set_exception(ClientGone("the client has closed the connection"))
+        if self._tunnel is not None:
+            self._tunnel.lost(exc)
         if self._task is not None:
-            self._task.cancel()  # and closed when it has ended
+            if self._tunnel is None or not self._tunnel.is_open:  # else its task sees the loss, and ends by itself
+                self._task.cancel()  # and closed when it has ended
         else:
             self._owner.closed(self)
 
     def _end(self) -> None:
         """Close once the client has had its last response: it may be sending still, and a reset would cost it that."""
-        self._deaf = True
+        was_deaf, self._deaf = self._deaf, True
         transport = self.transport
         if transport is None or transport.is_closing():
             return
         self._due = self._owner.now() + LINGER_S
         self._resume_transport_reading()
+        if not transport.can_write_eof():  # TLS, which ends in both directions at once
+            if self._incoming is None and not was_deaf:
+                transport.close()
+            return  # the rest is still coming: the client, which knows the response's length, closes or is cut
         try:
             transport.write_eof()
         except OSError:  # the client has gone already, with a reset
@@ -159,7 +169,7 @@ class Connection(BaseProtocol):
         if transport is None:
             return
         if by_reset:
-            _reset_on_close(transport)
+            reset_on_close(transport)
             transport.abort()
         else:
             transport.close()
@@ -178,6 +188,7 @@ class Connection(BaseProtocol):
         waiting = transport.get_write_buffer_size()
         if waiting:
             sent = self._written + (self._request.writer.output_size if self._request else 0)
+            sent += self._tunnel.sent_bytes if self._tunnel else 0
             if sent - waiting != self._taken:
                 self._taken, self._taken_at = sent - waiting, now
             elif now - self._taken_at >= self._owner.settings.send_timeout:
@@ -217,6 +228,9 @@ class Connection(BaseProtocol):
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return
+        if self._tunnel is not None:
+            self._tunnel.received(data)
+            return
         if self._all_ascii and not data.isascii():
             self._all_ascii = False
         if len(data) <= SLICE_BYTES:
@@ -240,10 +254,13 @@ class Connection(BaseProtocol):
         return self._incoming_length - self._incoming_bytes
 
     def _parse(self, data: bytes) -> None:
+        if self._tunnel is not None:
+            self._tunnel.received(data)
+            return
         parser = self._parser
         assert parser is not None
         try:
-            received, upgraded, _ = parser.feed_data(data)
+            received, upgraded, behind = parser.feed_data(data)
         except HttpProcessingError as exc:
             head = self._opening + data
             self._refuse_input(judge(exc, head), head)
@@ -256,9 +273,14 @@ class Connection(BaseProtocol):
                 self._incoming = body
                 self._incoming_bytes = body.total_bytes
                 self._incoming_length = None if message.chunked else int(message.headers["Content-Length"])
+                self._incoming_switches = message.upgrade
+            elif upgraded and is_handshake(message):
+                assert self.transport is not None
+                self._tunnel = End(self.transport, behind)
+            elif message.upgrade:
+                self._deaf = upgraded or not _is_all(message, data)
             self._fruitless = 0
             self._opening = b""
-            self._deaf = upgraded  # we stay with HTTP/1.1; what follows is another protocol's
         elif self._incoming is not None:
             self._count_body(data)
         else:
@@ -267,6 +289,8 @@ class Connection(BaseProtocol):
     def _count_body(self, data: bytes) -> None:
         body = self._incoming
         assert body is not None
+        if self._incoming_switches and body.is_eof() and self._incoming_bytes + len(data) != self._incoming_length:
+            self._deaf = True
         if body.total_bytes != self._incoming_bytes or body.is_eof():
             self._incoming_bytes = body.total_bytes
             self._fruitless = 0
@@ -310,7 +334,7 @@ class Connection(BaseProtocol):
             not request._message.should_close
             and request.version == HttpVersion11
             and request.content.is_eof()
-            and (bool(self._queue) or not (self._deaf or self._owner.draining))
+            and (bool(self._queue) or not (self._deaf or self._tunnel or self._owner.draining))
         )
 
     def write(self, data: bytes | memoryview) -> None:
@@ -319,6 +343,28 @@ class Connection(BaseProtocol):
             raise ClientGone("the client has closed the connection")
         self._written += len(data)
         transport.write(data)
+
+    def asks_to_switch(self) -> bool:
+        return self._tunnel is not None and not self._queue  # a handshake is the last that is queued
+
+    def switch(self, headers: Headers) -> End:
+        """Raises ClientGone, and ValueError when a field contains a line break."""
+        assert self.asks_to_switch() and self._tunnel is not None
+        self.write(switching(headers))
+        return self._tunnel
+
+    def eof_received(self) -> bool:
+        return self._tunnel is not None and self._tunnel.ended()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._tunnel is not None:
+            self._tunnel.full()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._tunnel is not None:
+            self._tunnel.free()
 
     def go_on(self) -> None:
         """Not counted as written: the response has not begun."""
@@ -437,8 +483,11 @@ class Connection(BaseProtocol):
         self._end()
 
 
-def _reset_on_close(transport: asyncio.Transport) -> None:
-    """Make the end of this connection a reset: the only break that is visible where the end of a body is the close."""
-    sock = transport.get_extra_info("socket")
-    if sock is not None:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+def _is_all(message: RawRequestMessage, data: bytes) -> bool:
+    """Whether a request that asks for another protocol can be seen to be all that `data` holds.
+
+    The parser passes over the bytes behind such a request without a word, and would go on in the middle of them.
+    """
+    end = data.find(b"\r\n\r\n")
+    length = int(message.headers.get("Content-Length", "0"))
+    return end >= 0 and not message.chunked and end + 4 + length == len(data)

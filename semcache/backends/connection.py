@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from typing import Protocol, cast
 
 import httptools
 
-from semcache.errors import UpstreamError
+from semcache.errors import ClientError, UpstreamError
+from semcache.tunnel import End
 
 READ_BYTES = 64 * 1024  # one read from a socket
 HELD_BYTES = 64 * 1024  # of an answer nobody has taken yet; past it the socket is left unread: READ_BYTES more at most
@@ -58,11 +59,24 @@ class Exchange:
         "_waiter",
         "fields",
         "framed",
+        "may_switch",
         "status",
+        "tunnel",
         "whole",
     )
 
-    def __init__(self, connection: Connection, name: str, first_byte_s: float, between_bytes_s: float) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        name: str,
+        first_byte_s: float,
+        between_bytes_s: float,
+        *,
+        may_switch: bool = False,
+    ) -> None:
+        """`may_switch`: WebSocket was asked for, so the answer may be 101; `tunnel` is then what follows on it."""
+        self.may_switch = may_switch
+        self.tunnel: End | None = None
         self.status = 0  # 0: the head is not here yet
         self.fields: list[tuple[bytes, bytes]] = []
         self.whole = False  # ended, and the framing has proved that nothing is missing
@@ -219,6 +233,7 @@ class Connection(asyncio.BufferedProtocol):
         self._headless = False  # a HEAD request: its answer has no body, whatever the fields say
         self._fields: list[tuple[bytes, bytes]] = []
         self._interim = False  # reading a 1xx head
+        self._tunnel: End | None = None  # after a 101; then nothing is parsed any more
         self._fresh = True  # no byte of the awaited head is here yet
         self._overhead_bytes = 0
         self._sender: asyncio.Task[None] | None = None
@@ -231,8 +246,11 @@ class Connection(asyncio.BufferedProtocol):
     def is_usable(self) -> bool:
         return self.transport is not None and not self.transport.is_closing() and self._exchange is None
 
-    def begin(self, exchange: Exchange, method: str, head: bytes, body: Body) -> None:
-        """Send a request. From here on it may have arrived."""
+    def begin(self, exchange: Exchange, method: str, head: bytes, body: Body, length_bytes: int | None = None) -> None:
+        """Send a request. From here on it may have arrived.
+
+        `length_bytes`: of a streamed body, as the head declares it; without it the body goes out in chunks.
+        """
         assert self.transport is not None and self._exchange is None
         self._exchange = exchange
         self._headless = method == "HEAD"
@@ -240,7 +258,8 @@ class Connection(asyncio.BufferedProtocol):
         self._overhead_bytes = 0
         if not isinstance(body, bytes):
             self.transport.write(head)
-            self._sender = self.loop.create_task(self._send(exchange, body))
+            pieces = _in_chunks(body) if length_bytes is None else _of_length(body, length_bytes)
+            self._sender = self.loop.create_task(self._send(exchange, pieces))
             return
         if len(body) <= _ONE_WRITE_BYTES:
             self.transport.write(head + body)
@@ -298,17 +317,15 @@ class Connection(asyncio.BufferedProtocol):
 
     # Sending a body that is still arriving.
 
-    async def _send(self, exchange: Exchange, body: AsyncIterable[bytes]) -> None:
+    async def _send(self, exchange: Exchange, pieces: AsyncIterable[Sequence[bytes]]) -> None:
         assert self.transport is not None
         try:
-            async for piece in body:
-                if piece:
-                    self.transport.writelines((b"%x\r\n" % len(piece), piece, b"\r\n"))
-                    if not self._writable.is_set():
-                        exchange.sent()
-                        await self._writable.wait()
-                        exchange.sending()
-            self.transport.write(b"0\r\n\r\n")
+            async for piece in pieces:
+                self.transport.writelines(piece)
+                if not self._writable.is_set():
+                    exchange.sent()
+                    await self._writable.wait()
+                    exchange.sending()
         except Exception as error:  # the caller's stream broke: its error, not ours
             self._sender = None
             exchange.fail(error)
@@ -318,9 +335,13 @@ class Connection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         self._writable.clear()
+        if self._tunnel is not None:
+            self._tunnel.full()
 
     def resume_writing(self) -> None:
         self._writable.set()
+        if self._tunnel is not None:
+            self._tunnel.free()
 
     def pause_reading(self) -> None:
         if self.transport is not None:
@@ -339,28 +360,38 @@ class Connection(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
+        if self._tunnel is not None:
+            self._tunnel.received(bytes(self._buffer[:nbytes]))
+            return
         if self._exchange is None:
             self.close()  # nobody asked
             return
         self._overhead_bytes += nbytes
         try:
             self._parser.feed_data(self._buffer[:nbytes])
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+        except httptools.HttpParserUpgrade as switched:  # raised at a 101 alone, and others are refused before
+            self._switch(bytes(self._buffer[switched.args[0] : nbytes]))
+        except httptools.HttpParserError:
             self._misread()
         else:
             if self._overhead_bytes > MAX_OVERHEAD_BYTES:
                 self._misread()
 
-    def eof_received(self) -> None:
+    def eof_received(self) -> bool:
+        if self._tunnel is not None:
+            return self._tunnel.ended()
         exchange = self._exchange
         if exchange is None:
-            return
+            return False
         if exchange.status and not exchange.framed:
             self._finish(exchange, reusable=False)  # the end of such an answer is the end of the connection
         else:
             exchange.cut("closed")
+        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._tunnel is not None:
+            self._tunnel.lost(exc)
         exchange = self._exchange
         if exchange is not None:
             exchange.cut("reset" if exc is not None else "closed")
@@ -384,8 +415,13 @@ class Connection(asyncio.BufferedProtocol):
     def on_headers_complete(self) -> None:
         exchange, status = self._exchange, self._parser.get_status_code()
         assert exchange is not None
-        if self._parser.get_http_version() not in ("1.1", "1.0") or status < 100 or status == 101:
+        if self._parser.get_http_version() not in ("1.1", "1.0") or status < 100:
             raise httptools.HttpParserError("not an answer to what was asked")
+        if status == 101:
+            protocols = [value.strip().lower() for name, value in self._fields if name.lower() == b"upgrade"]
+            if not exchange.may_switch or protocols != [b"websocket"] or not self._parser.should_upgrade():
+                raise httptools.HttpParserError("a protocol that was not asked for")
+            return
         if status < 200:
             self._interim = True
             return
@@ -411,6 +447,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._interim:
             self._interim = False
             self._fresh = True
+        elif self._parser.get_status_code() == 101:
+            pass  # the parser stops here
         elif self._exchange is not None:
             self._finish(self._exchange, reusable=self._parser.should_keep_alive())
 
@@ -423,8 +461,35 @@ class Connection(asyncio.BufferedProtocol):
             self.close()
         self._lender.returned(self)
 
+    def _switch(self, early: bytes) -> None:
+        """The answer is 101: what follows is no HTTP. The exchange goes on until the tunnel ends."""
+        exchange = self._exchange
+        assert exchange is not None and self.transport is not None
+        self._tunnel = exchange.tunnel = End(self.transport, early)
+        exchange.began(101, self._fields, framed=True)
+
     def _misread(self) -> None:
         if self._exchange is None:
             self.close()  # more than the answer had been sent: whoever got the answer is unharmed
         else:
             self._exchange.misread()
+
+
+async def _in_chunks(body: AsyncIterable[bytes]) -> AsyncIterator[Sequence[bytes]]:
+    async for piece in body:
+        if piece:
+            yield b"%x\r\n" % len(piece), piece, b"\r\n"
+    yield (b"0\r\n\r\n",)
+
+
+async def _of_length(body: AsyncIterable[bytes], length_bytes: int) -> AsyncIterator[Sequence[bytes]]:
+    """Raises ClientError for a body of any other length: the backend then sees that it is not whole, or none of the
+    surplus, which it would read as another request."""
+    missing = length_bytes
+    async for piece in body:
+        missing -= len(piece)
+        if missing < 0:
+            break
+        yield (piece,)
+    if missing:
+        raise ClientError("the request body is not as long as its Content-Length says", code="malformed")

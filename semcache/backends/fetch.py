@@ -20,6 +20,7 @@ from semcache.backends.headers import forwarded_headers, returned_headers
 from semcache.backends.pool import ConnectionPool
 from semcache.backends.routing import Origin, Target
 from semcache.errors import ClientError, UpstreamError
+from semcache.tunnel import PROTOCOLS, without_offered_keys
 
 _REPEATABLE = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -31,20 +32,23 @@ class UpstreamRequest:
     method: str
     path_and_query: str  # raw: nothing is unquoted
     headers: Mapping[str, str]  # the client's own, unfiltered, repeated ones included
-    body: Body = b""  # a stream is sent chunked and read once; its errors come out of `fetch` or `chunks` as they are
+    body: Body = b""  # a stream is read once; its errors come out of `fetch` or `chunks` as they are
+    length: int | None = None  # of a stream, if it is known: sent as Content-Length, else the stream goes out in chunks
     want_recording: bool = False  # the answer will be read by us: asked for without a content coding
     pass_key: bool = True  # send the caller's key where a backend has none of its own; see headers.py
+    switches: bool = False  # a WebSocket handshake: a Reply of status 101 has a tunnel
 
 
 class Reply:
     """A backend's answer whose head is here. Call `abort` in a `finally` when done with it: harmless after the end."""
 
-    __slots__ = ("_exchange", "backend", "headers", "status")
+    __slots__ = ("_exchange", "backend", "headers", "status", "tunnel")
 
     def __init__(self, exchange: Exchange, backend: str) -> None:
         self.status = exchange.status
         self.headers: CIMultiDict[str] = returned_headers([(_text(n), _text(v)) for n, v in exchange.fields])
         self.backend = backend
+        self.tunnel = exchange.tunnel  # with status 101, and only then
         self._exchange = exchange
 
     @property
@@ -116,9 +120,11 @@ class Fetcher:
         pool = self._pools.get((target.pool, target.origin)) or self._open_pool(target)
         while True:
             connection, used_before = await pool.acquire(target.name, target.connect_s)
-            exchange = Exchange(connection, target.name, target.first_byte_s, target.between_bytes_s)
+            exchange = Exchange(
+                connection, target.name, target.first_byte_s, target.between_bytes_s, may_switch=request.switches
+            )
             self.requests += 1
-            connection.begin(exchange, request.method, head, request.body)
+            connection.begin(exchange, request.method, head, request.body, request.length)
             try:
                 await exchange.head()
             except UpstreamError as exc:
@@ -149,9 +155,13 @@ def _head(target: Target, request: UpstreamRequest) -> bytes:
         pass_key=request.pass_key,
         is_unpacked=isinstance(request.body, bytes),  # a body that is held was read, and reading unpacks it
     )
+    if PROTOCOLS in request.headers:
+        fields = _without_offered_keys(fields, target, pass_key=request.pass_key)
     lines += [f"{name}: {value}" for name, value in fields]
+    if request.switches:
+        lines += ["Connection: Upgrade", "Upgrade: websocket"]
     if not isinstance(request.body, bytes):
-        lines.append("Transfer-Encoding: chunked")
+        lines.append("Transfer-Encoding: chunked" if request.length is None else f"Content-Length: {request.length}")
     elif request.body or request.method not in _REPEATABLE:
         lines.append(f"Content-Length: {len(request.body)}")
     head = "\r\n".join(lines)
@@ -159,6 +169,22 @@ def _head(target: Target, request: UpstreamRequest) -> bytes:
     if head.count("\n") != len(lines) - 1 or head.count("\r") != len(lines) - 1 or lines[0].count(" ") != 2:
         raise ClientError("the path or a header of the request holds a line break or a blank where none may be")
     return head.encode("utf-8", "surrogateescape") + b"\r\n\r\n"  # as aiohttp's server decoded them
+
+
+def _without_offered_keys(
+    fields: Sequence[tuple[str, str]], target: Target, *, pass_key: bool
+) -> list[tuple[str, str]]:
+    """A browser's key lies in the list of subprotocols. It goes where every other caller's key goes, and no further."""
+    if pass_key and not target.backend.api_key.get_secret_value().strip():
+        return list(fields)
+    kept = []
+    for name, value in fields:
+        if name.lower() == PROTOCOLS.lower():
+            value = without_offered_keys(value)
+            if not value:
+                continue
+        kept.append((name, value))
+    return kept
 
 
 def _text(raw: bytes) -> str:
