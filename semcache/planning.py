@@ -56,7 +56,7 @@ class Plan:
         body = self.dialect.narrow(self.ask, wanted)
         # Its key is made of theirs: two requests that lack the same items, in the same order, are one flight.
         context = b"".join(item.key.exact for item in items)
-        ask = replace(self.ask, body=body, context=context)
+        ask = replace(self.ask, body=body, context=context, items=tuple(item.ask for item in items))
         return replace(self, ask=ask, key=derive_key(ask, self.scope, None), items=items)
 
 
@@ -86,9 +86,7 @@ class Planner:
         ruling = rule(ask, route.cache, route.match)
         scope = derive_scope(ask, tenant, namespace, route.cache.sharing)
         key = derive_key(ask, scope, self._embedder if ruling.exact_only is None else None)
-        items: tuple[Item, ...] = ()
-        if isinstance(dialect, BatchDialect):
-            items = tuple(Item(item, derive_key(item, scope, None)) for item in dialect.split(ask))
+        items = tuple(Item(item, derive_key(item, scope, None)) for item in ask.items)
         return Plan(ask, dialect, tenant, scope, key, route, ruling, targets, items)
 
     def targets_for_path(

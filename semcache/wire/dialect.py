@@ -116,13 +116,10 @@ class Dialect(ErrorShape, Protocol):
 
 @runtime_checkable
 class BatchDialect(Dialect, Protocol):
-    """A dialect whose requests ask for several things at once, each of which has an answer of its own: embeddings.
+    """A dialect whose requests ask for several things at once (`Ask.items`), each with an answer of its own: embeddings.
 
     Every item is looked up and stored by itself, so a batch of which half is known fetches only the other half.
     """
-
-    def split(self, ask: Ask) -> tuple[Ask, ...]:
-        """The items, each as a request for itself alone, in order. Equal items of any batch give equal contexts."""
 
     def narrow(self, ask: Ask, wanted: Sequence[int]) -> bytes:
         """The body of a request for these items only (their positions, ascending), else as received."""
@@ -134,7 +131,7 @@ class BatchDialect(Dialect, Protocol):
         """
 
     def assemble(self, ask: Ask, items: Sequence[Answer], usage: Usage) -> Score:
-        """Put the answer to a whole request together again, in JSON, whatever encoding each item was recorded in.
+        """Put the answer to a whole request together, in the encoding asked for, whatever each item was recorded in.
 
         Raises CacheFault as `prepare` does.
         """
