@@ -33,6 +33,8 @@ def prepare(layout: Layout, answer: Answer, rendition: Rendition) -> Score:
     form = rendition.form
     replaced = _NO_FIGURES if rendition.zero_usage else {}
     try:
+        if not answer.parts:
+            raise ValueError("nothing was said")
         if form is Form.JSON:
             body = answer.parts[0] if answer.form is form else _added_up(layout, answer)
             return Score(form, [with_blanks(body, _SLOTS, replaced)], answer.offsets_ms[-1:], content_type=_JSON)
