@@ -29,12 +29,13 @@ from semcache.cache.store import open_store
 from semcache.cache.upkeep import Upkeep
 from semcache.config import Config
 from semcache.errors import CacheFault, SemcacheError, StoreFault
-from semcache.listener import Listener
+from semcache.listener import Listener, url_of
 from semcache.pipeline import Pipeline
 from semcache.planning import Planner
 from semcache.request_log import open_log
 from semcache.server import Server
 from semcache.telemetry import Telemetry
+from semcache.unix_socket import UnixSocket
 from semcache.usage import Ledger, load_prices
 from semcache.workers import supervise
 
@@ -53,13 +54,17 @@ class App:
         worker: int = 0,
         embedder: Embedder | None = None,
         clock: Callable[[], float] = time.time,
+        unix_socket: UnixSocket | None = None,
     ) -> None:
         """`worker`: its number among those that share the port; 0 also looks after the store they share.
+        `unix_socket`: bound before the workers were forked, and theirs together; None: bound here if the settings ask.
 
         `embedder` and `clock` (unix seconds) are given by tests. Raises StartError when the model is not prepared.
         """
         self.config = config
         self._worker = worker
+        self._unix_socket = unix_socket
+        self._own_unix_socket: UnixSocket | None = None
         self._unready = ["the index has not caught up with the store"]
         self._following: asyncio.Task[None] | None = None
         self.store = open_store(config.cache, clock)
@@ -106,7 +111,9 @@ class App:
         self.request_log.start()
         await self.embedder.start()
         self.index.start()
-        self.port = await self.listener.start(server.host, server.port, reuse_port=server.workers > 1)
+        if server.unix_socket is not None and self._unix_socket is None:
+            self._unix_socket = self._own_unix_socket = UnixSocket(server.unix_socket, int(server.unix_socket_mode, 8))
+        self.port = await self.listener.start(server.host, server.port, server.workers > 1, self._unix_socket)
         admin_port = server.admin_port + self._worker if server.admin_port else 0  # each worker has its own figures
         self.admin_port = await self.admin.start(server.admin_host, admin_port)
         self.upkeep.start()
@@ -138,6 +145,8 @@ class App:
         """Drain: refuse new connections, let running answers finish within `server.drain`, then close everything."""
         self._unready = ["stopping"]
         await self.listener.drain(self.config.server.drain)
+        if self._own_unix_socket is not None:
+            self._own_unix_socket.remove()
         self.pipeline.flights.cancel()
         await self.pipeline.flights.drain()
         if self._following is not None:
@@ -176,27 +185,34 @@ def snapshot_folder(config: Config) -> Path | None:
 
 def run(config: Config) -> None:
     """Serve until SIGTERM or SIGINT. Raises StartError."""
-    if config.server.workers > 1:
-        supervise(config.server.workers, lambda worker: _run_worker(config, worker))
-    else:
-        _run_worker(config, 0)
+    server = config.server
+    # The kernel shares a port among processes that bind it each, a path only among those that inherit one socket.
+    unix_socket = UnixSocket(server.unix_socket, int(server.unix_socket_mode, 8)) if server.unix_socket else None
+    try:
+        if server.workers > 1:
+            supervise(server.workers, lambda worker: _run_worker(config, worker, unix_socket))
+        else:
+            _run_worker(config, 0, unix_socket)
+    finally:
+        if unix_socket is not None:
+            unix_socket.remove()
 
 
-def _run_worker(config: Config, worker: int) -> None:
+def _run_worker(config: Config, worker: int, unix_socket: UnixSocket | None) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(config, worker))
+        runner.run(_serve(config, worker, unix_socket))
 
 
-async def _serve(config: Config, worker: int) -> None:
-    app = App(config, worker)
+async def _serve(config: Config, worker: int, unix_socket: UnixSocket | None) -> None:
+    app = App(config, worker, unix_socket=unix_socket)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     await app.start()
     _say(
-        f"listening on http://{config.server.host}:{app.port}, "
-        f"metrics on http://{config.server.admin_host}:{app.admin_port}/metrics"
+        f"listening on {' and '.join(app.listener.addresses)}, "
+        f"metrics on {url_of('http', config.server.admin_host, app.admin_port)}/metrics"
     )
     await stopping.wait()
     waiting = f"; running answers get up to {config.server.drain:g} s" if app.listener.stats()["connections"] else ""

@@ -183,8 +183,8 @@ class Connection(BaseProtocol):
     def check(self, now: float) -> None:
         """Called about once a second: cut a reader that takes nothing, a head that does not end, an idle connection."""
         transport = self.transport
-        if transport is None:
-            return
+        if transport is None or (transport.is_closing() and not transport.can_write_eof()):
+            return  # TLS has a deadline of its own for the end, and its transport may not be closed twice
         waiting = transport.get_write_buffer_size()
         if waiting:
             sent = self._written + (self._request.writer.output_size if self._request else 0)

@@ -54,22 +54,46 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
+def _octal(value: object) -> object:
+    if not isinstance(value, str) or not re.fullmatch("0?[0-7]{3}", value):
+        raise ValueError('write permissions in quotes and octal digits, such as "0660"')  # unquoted they are a decimal
+    return value
+
+
+class Tls(_Section):
+    certificate: str = Field(min_length=1)  # a PEM file: the server's own certificate, then those that vouch for it
+    key: str = Field(min_length=1)  # a PEM file, not encrypted
+
+
 class Server(_Section):
-    host: str = "127.0.0.1"  # local only: a cache without keys must not be open to a network by default
+    host: str | None = "127.0.0.1"  # local only: a cache without keys must not be open to a network by default
     port: Port = 8080
+    tls: Tls | None = None  # for host and port; read again when the files change
+    unix_socket: str | None = None  # a path to listen on as well, without TLS; host null: there alone
+    unix_socket_mode: Annotated[str, BeforeValidator(_octal)] = "0660"  # its owner and group: as open as a local port
     admin_host: str = "127.0.0.1"  # metrics and admin calls have a listener of their own
     admin_port: Port = 8081
     admin_token: SecretStr = SecretStr("")  # empty: only /metrics, /healthz and /readyz answer from other hosts
     workers: int = Field(default=1, ge=1, le=64)  # processes sharing the port; each embeds and follows the same store
     max_body: ByteSize = ByteSize(32 * 1024 * 1024)  # 32 MiB: the largest request the vendors accept
+    max_upload: ByteSize = ByteSize(520 * 1024 * 1024)  # of what is passed on as it comes: a file of 512 MB, and its form
     drain: Seconds = 600.0  # after SIGTERM running streams get this long: the longest answer an SDK waits for
     header_timeout: Seconds = 10.0  # from the first byte of a request to the end of its headers
     body_timeout: Seconds = 30.0  # for a body of up to 1 MB; larger ones get a second more per 64 KB
     keepalive: Seconds = 75.0  # idle connections are closed after this
     send_timeout: Seconds = 60.0  # a reader that takes nothing for this long is cut
+    compress_from: ByteSize | None = ByteSize(16_000)  # of JSON: what is smaller arrives in one round trip anyway
     max_connections: int = Field(default=0, ge=0)  # 0: what the open-file limit allows, less 64 kept for the store
     request_log: str = "stdout"  # one JSON line a request: stdout, off, or a path that may be rotated away
     log_prompts: bool = False  # the request log then holds questions: personal data
+
+    @model_validator(mode="after")
+    def _listens_somewhere(self) -> Server:
+        if self.host is None and self.unix_socket is None:
+            raise ValueError("host is null and there is no unix_socket: nobody could ask anything")
+        if self.host is None and self.tls is not None:
+            raise ValueError("tls is for host and port, and host is null: a unix_socket is on this machine alone")
+        return self
 
 
 class Cache(_Section):

@@ -22,6 +22,8 @@ from semcache.client_connection import Connection, ErrorPage, Handler
 from semcache.errors import ClientError, SemcacheError, StartError
 from semcache.reading import read_body, stream_body
 from semcache.sending import ClientGone, Sender, whole_response
+from semcache.tls import Certificates, TlsServer
+from semcache.unix_socket import BACKLOG, UnixSocket
 
 __all__ = ["ClientGone", "Listener", "Sender", "read_body", "stream_body", "whole_response"]
 
@@ -29,10 +31,10 @@ log = logging.getLogger(__name__)
 
 KEPT_FILES = 64  # open files left to the store, the log and the admin listener
 SURPLUS = 64  # connections beyond the cap that are told so; more are closed without a word
-BACKLOG = 4096  # connections the kernel holds for us
 ACCEPT_BATCH = 16  # accepted in a row by asyncio; when files run out it logs a line and rests a second for each
 SEND_BUFFER_BYTES = 64 * 1024  # the kernel doubles it; with 64 KB of ours a slow reader holds under 256 KB
 SWEEP_S = 1.0  # deadlines are kept to within this
+CERTIFICATE_S = 5.0  # a renewed certificate is found within this
 LINES_PER_S = 10  # log lines for one cause
 
 _OUT_OF_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -57,27 +59,61 @@ class Listener:
         self.error_page = error_page
         self.draining = False
         self.requests = 0
+        self.addresses: list[str] = []  # where it listens, as an operator would write it
         self.now = clock
         self._connections: set[Connection] = set()
         self._max_connections = _max_connections(settings.max_connections)
         self._refused: Counter[str] = Counter()
         self._complaints = Complaints(clock)
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[asyncio.Server | TlsServer] = []
+        self._certificates: Certificates | None = None
+        self._certificates_due = 0.0
         self._sweeping: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()
 
-    async def start(self, host: str, port: int, reuse_port: bool = False) -> int:
-        """Listen; return the port. Raises StartError. An empty host is every address of the machine."""
+    async def start(
+        self, host: str | None, port: int, reuse_port: bool = False, unix_socket: UnixSocket | None = None
+    ) -> int:
+        """Listen; return the port, 0 without a host. Raises StartError.
+
+        An empty host is every address of the machine: one socket for IPv4 and one for IPv6, on the same port.
+        """
         loop = asyncio.get_running_loop()
-        sockets = await _bind(loop, host, port, reuse_port)
+        if self.settings.tls is not None:
+            self._certificates = Certificates(self.settings.tls)
+        sockets = [] if host is None else await _bind(loop, host, port, reuse_port)
         self._previous_trouble = loop.get_exception_handler()
         loop.set_exception_handler(self._trouble)
+        scheme = "http" if self._certificates is None else "https"
         for sock in sockets:
-            server = await loop.create_server(lambda: Connection(self, loop), sock=sock, backlog=ACCEPT_BATCH)
-            sock.listen(BACKLOG)
-            self._servers.append(server)
+            self._servers.append(await self._serve(sock))
+            self.addresses.append(url_of(scheme, *sock.getsockname()[:2]))
+        if unix_socket is not None:
+            self._servers.append(await loop.create_unix_server(self._connect, sock=unix_socket.sock, backlog=BACKLOG))
+            self.addresses.append(f"unix:{unix_socket.path}")
         self._sweeping = loop.call_later(self._sweep_interval_s(), self._sweep_again)
-        return int(sockets[0].getsockname()[1])
+        return int(sockets[0].getsockname()[1]) if sockets else 0
+
+    async def _serve(self, sock: socket.socket) -> asyncio.Server | TlsServer:
+        loop = asyncio.get_running_loop()
+        if self._certificates is None:
+            server = await loop.create_server(self._connect, sock=sock, backlog=ACCEPT_BATCH)
+            sock.listen(BACKLOG)
+            return server
+        sock.listen(BACKLOG)
+        return TlsServer(
+            sock,
+            self._certificates,
+            self._connect,
+            self.settings.header_timeout,
+            self.settings.send_timeout,
+            has_room=lambda waiting: len(self._connections) + waiting < self._max_connections + SURPLUS,
+            refused=self.refused,
+            out_of_files=lambda exc: self._complaints.tell("accept", "cannot accept connections: %s", exc.strerror),
+        )
+
+    def _connect(self) -> Connection:
+        return Connection(self, asyncio.get_running_loop())
 
     async def drain(self, deadline_s: float) -> None:
         """Refuse new connections, let running requests finish, then end those that are left, visibly broken off."""
@@ -119,6 +155,9 @@ class Listener:
         now = self.now()
         for connection in list(self._connections):
             connection.check(now)
+        if self._certificates is not None and now >= self._certificates_due:
+            self._certificates_due = now + CERTIFICATE_S
+            self._certificates.refresh()
 
     def _sweep_again(self) -> None:
         self.sweep()
@@ -206,6 +245,10 @@ def _max_connections(wanted: int) -> int:
         return wanted or 1_000_000
     most = max(1, files - KEPT_FILES)
     return min(wanted, most) if wanted else max(1, most // 2)
+
+
+def url_of(scheme: str, host: str, port: int) -> str:
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 async def _bind(loop: asyncio.AbstractEventLoop, host: str, port: int, reuse_port: bool) -> list[socket.socket]:

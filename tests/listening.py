@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -94,10 +95,11 @@ class Serving:
     port: int
     clock: Seconds
     seen: list[str]
+    trust: ssl.SSLContext | None = None  # speak TLS, and believe these certificates
     clients: list[Client] = field(default_factory=list)
 
     async def connect(self) -> Client:
-        client = Client(*await asyncio.open_connection("127.0.0.1", self.port))
+        client = Client(*await asyncio.open_connection("127.0.0.1", self.port, ssl=self.trust))
         self.clients.append(client)
         return client
 
@@ -114,7 +116,9 @@ def page(path: str, error: SemcacheError) -> tuple[bytes, str]:
 
 
 @asynccontextmanager
-async def serving(handler: Handler | None = None, **settings: Any) -> AsyncIterator[Serving]:
+async def serving(
+    handler: Handler | None = None, trust: ssl.SSLContext | None = None, **settings: Any
+) -> AsyncIterator[Serving]:
     """A listener whose deadlines pass by hand. Without a handler it echoes method, path and body."""
     limits = config.Server(**settings)
     clock = Seconds()
@@ -131,7 +135,7 @@ async def serving(handler: Handler | None = None, **settings: Any) -> AsyncItera
         return await handler(request)
 
     listener = Listener(echo if handler is None else counted, limits, page, clock)
-    serving = Serving(listener, await listener.start("127.0.0.1", 0), clock, seen)
+    serving = Serving(listener, await listener.start("127.0.0.1", 0), clock, seen, trust)
     try:
         yield serving
     finally:

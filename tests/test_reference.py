@@ -24,7 +24,7 @@ ENVIRONMENT = {"SEMCACHE_ADMIN_TOKEN": "t", "SHOP_KEY": "k1", "WEB_KEY": "k2", "
 
 def reference_with_examples() -> str:
     """The file with its examples switched on; an example replaces the empty default above it."""
-    return EXAMPLE.sub("", REFERENCE.read_text().replace("\ntenants: []", "\n#"))
+    return EXAMPLE.sub("", REFERENCE.read_text().replace("\ntenants: []", "\n#").replace("\n  tls: null", "\n  #"))
 
 
 def read(text: str) -> Any:
@@ -35,6 +35,7 @@ def read(text: str) -> Any:
 PLACES: dict[str, tuple[type[BaseModel], tuple[str | int, ...]]] = {
     "": (config.Config, ()),
     "server": (config.Server, ("server",)),
+    "tls": (config.Tls, ("server", "tls")),
     "cache": (config.Cache, ("cache",)),
     "embedder": (config.Embedder, ("embedder",)),
     "match": (config.Match, ("match",)),
