@@ -1,16 +1,17 @@
-"""A simulated model server with the wire form of a real one: for the demo, the tests and the load tests.
+"""A simulated model server with the wire forms of real ones: for the demo, the tests and the load tests.
 
-It answers in the form of the path that is asked, at a set time to the first token and a set rate after it, counts what
-it was asked (GET /simulate/stats), and misbehaves on request. The header `X-Simulate` holds a comma-separated list:
+It answers in the form of the path that is asked (the table is in simulate_paths.py), at a set time to the first token
+and a set rate after it, counts what it was asked (GET /simulate/stats), and misbehaves on request. The header
+`X-Simulate` holds a comma-separated list:
 
     ttft=300ms, rate=60    this request's own pace            tokens=N      an answer of N words
     finish=length          this finish reason                 reasoning, refusal   such an answer
     status=429             an error of this status            error-200     an error object with status 200
     cut=17                 the connection ends after 17 bytes of body
-    error-event            an error event after three deltas  no-done       a stream without its [DONE]
+    error-event            an error event after three deltas  no-done       a stream without its last event
     garbage                200 and something that is not JSON
     hang                   no byte at all                     hang=headers  headers, and then nothing
-    hang=body              three events, and then nothing
+    hang=body              three deltas, and then nothing
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import itertools
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -31,16 +32,12 @@ from multidict import CIMultiDictProxy
 from semcache import simulate_answers as answers
 from semcache.config import read_duration
 from semcache.errors import StartError
+from semcache.simulate_answers import Json, Pace
+from semcache.simulate_forms import Fault, Speaking, Telling, Timed, read_body
+from semcache.simulate_paths import MODELS, find, vendor_of
 
-MODELS = ("simulated-small", "simulated-large")
-EVENTS_BEFORE_FAULT = 4  # the role chunk and three deltas
+DELTAS_BEFORE_FAULT = 3
 MAX_BODY_BYTES = 64 * 1024 * 1024
-_ERROR_TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    404: "not_found_error",
-    429: "rate_limit_error",
-}
 
 
 class Asked(NamedTuple):
@@ -69,23 +66,23 @@ class Counters:
         }
 
 
-class _Fault(Exception):
-    """An error answer, in the form of the path it is given on."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
 class Simulator:
-    """One simulated server. `tokens_per_s` 0: as fast as it goes.
+    """One simulated server. `tokens_per_s` 0: as fast as it goes. `models`: those it has; None: any that is asked for.
 
     In a test: `async with Simulator() as backend: ... backend.url ... backend.counters.requests`.
     """
 
-    def __init__(self, *, ttft_s: float = 0.0, tokens_per_s: float = 0.0, remember: int = 256) -> None:
+    def __init__(
+        self,
+        *,
+        ttft_s: float = 0.0,
+        tokens_per_s: float = 0.0,
+        models: Collection[str] | None = None,
+        remember: int = 256,
+    ) -> None:
         self.ttft_s = ttft_s
         self.tokens_per_s = tokens_per_s
+        self.models = models
         self.counters = Counters()
         self.asked: deque[Asked] = deque(maxlen=remember)
         self._runner: web.ServerRunner | None = None
@@ -97,7 +94,12 @@ class Simulator:
     @property
     def url(self) -> str:
         """The base URL, with /v1."""
-        return f"http://{self._address[0]}:{self._address[1]}/v1"
+        return f"{self.root}/v1"
+
+    @property
+    def root(self) -> str:
+        """The base URL of the dialects whose paths do not begin with /v1."""
+        return f"http://{self._address[0]}:{self._address[1]}"
 
     async def start(self, port: int = 0, host: str = "127.0.0.1") -> None:
         """Listen. Port 0 takes a free one. Raises StartError."""
@@ -135,7 +137,7 @@ class Simulator:
         self.counters.max_active = max(self.counters.max_active, self.counters.active)
         try:
             return await self._answer(request, path)
-        except _Fault as fault:
+        except Fault as fault:
             return _error(path, fault)
         except (asyncio.CancelledError, ConnectionResetError):
             self.counters.cancelled += 1
@@ -154,50 +156,51 @@ class Simulator:
         self.asked.append(Asked(path, request.headers, raw))
         orders = _orders(request.headers.get("X-Simulate", ""))
         if "status" in orders:
-            raise _Fault(int(orders["status"]), "as ordered")
+            raise Fault(int(orders["status"]), "as ordered")
         if orders.get("hang") == "":
             await _forever()
-        if (request.method, path) == ("GET", "/v1/models"):
-            return _json(_models())
-        if request.method != "POST" or path not in ("/v1/chat/completions", "/v1/messages", "/v1/embeddings"):
-            raise _Fault(404, f"no such path: {request.method} {path}")
-        body = _parse(raw)
-        if path == "/v1/embeddings":
-            return _json(answers.embeddings_json(body))
-        if not body.get("messages"):
-            raise _Fault(400, "messages: at least one is needed")
-        reply = answers.write_reply(body, orders, next(self._numbers), time.time())
-        is_openai = path == "/v1/chat/completions"
-        if body.get("stream") and "error-200" not in orders:
-            events = answers.openai_events(reply, body) if is_openai else answers.anthropic_events(reply)
-            return await self._stream(request, events, orders, answers.DONE if is_openai else b"")
-        await self._wait(reply.completion_tokens, orders)
-        whole = answers.openai_json(reply, body) if is_openai else answers.anthropic_json(reply)
-        if "error-200" in orders:
-            whole = orjson.dumps({"error": {"message": "as ordered", "type": "server_error", "code": None}})
-        if "garbage" in orders:
-            whole = b"<html>not what was asked for</html>"
-        if "cut" in orders or "hang" in orders:
-            return await _broken_off(request, whole, orders)
-        return _json(whole)
+        endpoint, extra = find(request.method, path, request.query)
+        body: Json = {"models": list(self.models or MODELS)}
+        if endpoint.request is not None:
+            body = read_body(raw, endpoint.request, extra)
+            if self.models is not None and body["model"] not in self.models:
+                raise vendor_of(path).unknown_model(body["model"])
+        if isinstance(endpoint, Telling):
+            return await _send(request, path, endpoint.tell(body), orders)
+        return await self._speak(request, path, endpoint, body, orders)
 
-    def _pace(self, orders: Mapping[str, str]) -> tuple[float, float]:
+    async def _speak(
+        self, request: web.BaseRequest, path: str, endpoint: Speaking, body: Json, orders: Mapping[str, str]
+    ) -> web.StreamResponse:
+        said = {**orders, "reasoning": ""} if endpoint.thinks(body) else orders
+        pace, number, now = self._pace(orders), next(self._numbers), time.time()
+        reply = answers.joined([answers.write_reply(ask, said, number, now, pace) for ask in endpoint.read(body)])
+        stream = body.get("stream")
+        if (endpoint.streams_unasked if stream is None else stream) and "error-200" not in orders:
+            events = endpoint.events(reply, body)
+            return await self._stream(request, path, events, pace, endpoint.media_type, orders)
+        if reply.choices and reply.duration_s:
+            await asyncio.sleep(reply.duration_s)
+        return await _send(request, path, endpoint.whole(reply, body), orders)
+
+    def _pace(self, orders: Mapping[str, str]) -> Pace:
         ttft_s = read_duration(orders["ttft"], "X-Simulate ttft") if "ttft" in orders else self.ttft_s
         rate = float(orders["rate"]) if "rate" in orders else self.tokens_per_s
-        return ttft_s, 1 / rate if rate else 0.0
-
-    async def _wait(self, tokens: int, orders: Mapping[str, str]) -> None:
-        ttft_s, token_s = self._pace(orders)
-        if delay_s := ttft_s + tokens * token_s:
-            await asyncio.sleep(delay_s)
+        return Pace(ttft_s, 1 / rate if rate else 0.0)
 
     async def _stream(
-        self, request: web.BaseRequest, events: Iterable[tuple[int, bytes]], orders: Mapping[str, str], end: bytes
+        self,
+        request: web.BaseRequest,
+        path: str,
+        events: Iterable[Timed],
+        pace: Pace,
+        media_type: str,
+        orders: Mapping[str, str],
     ) -> web.StreamResponse:
         """Write events when their tokens are due. Those that are due together leave in one write."""
-        ttft_s, token_s = self._pace(orders)
+        ttft_s, token_s = pace
         clock = time.perf_counter  # a loop may keep its own time in whole milliseconds, and only between callbacks
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+        response = web.StreamResponse(headers={"Content-Type": media_type})
         first_at = clock() + ttft_s
         if ttft_s:
             await asyncio.sleep(ttft_s)
@@ -218,21 +221,24 @@ class Simulator:
                 await response.write(out)
             return True
 
+        if "no-done" in orders:
+            events = list(events)[:-1]
+        deltas = 0
         for place, (tokens, event) in enumerate(events):
             delay_s = first_at + tokens * token_s - clock() if token_s else 0.0
             if delay_s > 0:
                 if not await flush():
                     return response
                 await asyncio.sleep(delay_s)
-            if orders.get("hang") == "headers" or (orders.get("hang") == "body" and place == EVENTS_BEFORE_FAULT):
+            is_faulty = deltas >= DELTAS_BEFORE_FAULT
+            if orders.get("hang") == "headers" or (orders.get("hang") == "body" and is_faulty):
                 await flush()
                 await _forever()
-            if "error-event" in orders and place == EVENTS_BEFORE_FAULT:
-                due += answers.sse({"error": {"message": "as ordered", "type": "server_error", "code": None}})
-                end = b""
+            if "error-event" in orders and is_faulty:
+                due += vendor_of(path).event("as ordered", place)
                 break
             due += event
-        due += b"" if "no-done" in orders else end
+            deltas = tokens
         if await flush():
             await response.write_eof()
         return response
@@ -243,7 +249,7 @@ async def _read(request: web.BaseRequest) -> bytes:
     async for chunk in request.content.iter_any():
         raw += chunk
         if len(raw) > MAX_BODY_BYTES:
-            raise _Fault(413, "the body is too large")
+            raise Fault(413, "the body is too large")
     return bytes(raw)
 
 
@@ -252,32 +258,21 @@ def _orders(header: str) -> dict[str, str]:
     return {name: value for name, _, value in parts}
 
 
-def _parse(raw: bytes) -> dict[str, Any]:
-    try:
-        body = orjson.loads(raw)
-    except orjson.JSONDecodeError as exc:
-        raise _Fault(400, "the body is not JSON") from exc
-    if not isinstance(body, dict):
-        raise _Fault(400, "the body is not a JSON object")
-    return body
+async def _send(request: web.BaseRequest, path: str, whole: bytes, orders: Mapping[str, str]) -> web.StreamResponse:
+    """An answer that is no stream, or what was ordered in its place."""
+    if "error-200" in orders:
+        whole = orjson.dumps(vendor_of(path).error(Fault(500, "as ordered")))
+    if "garbage" in orders:
+        whole = b"<html>not what was asked for</html>"
+    if "cut" in orders or "hang" in orders:
+        return await _broken_off(request, whole, orders)
+    return web.Response(body=whole, content_type="application/json")
 
 
-def _models() -> bytes:
-    rows = [{"id": name, "object": "model", "created": 1700000000, "owned_by": "semcache"} for name in MODELS]
-    return orjson.dumps({"object": "list", "data": rows})
-
-
-def _json(body: bytes) -> web.Response:
-    return web.Response(body=body, content_type="application/json")
-
-
-def _error(path: str, fault: _Fault) -> web.Response:
-    kind = _ERROR_TYPES.get(fault.status, "server_error" if fault.status >= 500 else "invalid_request_error")
-    body: dict[str, Any] = {"error": {"message": str(fault), "type": kind, "param": None, "code": None}}
-    if path == "/v1/messages":
-        body = {"type": "error", "error": {"type": kind, "message": str(fault)}}
+def _error(path: str, fault: Fault) -> web.Response:
+    body = orjson.dumps(vendor_of(path).error(fault))
     headers = {"Retry-After": "1"} if fault.status in (429, 503, 529) else None
-    return web.Response(status=fault.status, body=orjson.dumps(body), content_type="application/json", headers=headers)
+    return web.Response(status=fault.status, body=body, content_type="application/json", headers=headers)
 
 
 async def _broken_off(request: web.BaseRequest, whole: bytes, orders: Mapping[str, str]) -> web.StreamResponse:

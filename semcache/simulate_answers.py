@@ -1,32 +1,31 @@
-"""What the simulated model says: pure functions from a request to an answer, and from an answer to wire bytes.
+"""What the simulated model says, and its first form on the wire, that of chat completions. All of it is pure.
 
 An answer follows from the request alone. It opens with `[ref Q/C]`, digests of its question and of its context, so
 whoever reads an answer, from wherever it came, can tell for which question it was written: `read_reference`.
+
+The model reads chat requests only. The other forms (simulate_messages.py and its neighbours) put their requests into
+this one first, so that a question gets the same answer in whatever dialect it is asked.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import orjson
 
 Json = dict[str, Any]
 
 FINGERPRINT = "fp_simulated"
 DONE = b"data: [DONE]\n\n"
-EMBEDDING_DIMENSIONS = 384
 
 _DELIVERY = ("stream", "stream_options", "user", "metadata")  # how an answer is delivered, not what it says
 _REFERENCE = re.compile(r"\[ref ([0-9a-f]{12})/([0-9a-f]{12})\]")
 _TOKEN = re.compile(r"\s*\S+")
+_THOUGHT = "The customer asks about one matter; the help pages cover it."
 _SENTENCES = (
     "Thank you for your question.",
     "I have looked into this for you.",
@@ -50,6 +49,16 @@ class Reference(NamedTuple):
     context: str
 
 
+class Pace(NamedTuple):
+    """How fast a reply is written. Zeros: as fast as it goes."""
+
+    ttft_s: float = 0.0
+    token_s: float = 0.0
+
+
+AT_ONCE = Pace()
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """One answer of a reply. `tool` is (name, arguments as JSON) when the model calls a tool instead of speaking."""
@@ -64,6 +73,11 @@ class Choice:
     def tokens(self) -> list[str]:
         return _TOKEN.findall(self.tool[1] if self.tool else self.text)
 
+    @property
+    def thoughts(self) -> list[str]:
+        """The tokens of the reasoning, which are written before the others."""
+        return _TOKEN.findall(self.reasoning or "")
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -74,10 +88,20 @@ class Reply:
     model: str
     choices: tuple[Choice, ...]
     prompt_tokens: int
+    pace: Pace = AT_ONCE
+
+    @property
+    def reasoning_tokens(self) -> int:
+        return sum(len(choice.thoughts) for choice in self.choices)
 
     @property
     def completion_tokens(self) -> int:
-        return sum(len(choice.tokens) for choice in self.choices)
+        """All that is written: the reasoning counts, as vendors bill it."""
+        return self.reasoning_tokens + sum(len(choice.tokens) for choice in self.choices)
+
+    @property
+    def duration_s(self) -> float:
+        return self.pace.ttft_s + self.completion_tokens * self.pace.token_s
 
 
 def question_digest(question: str) -> str:
@@ -93,7 +117,7 @@ def read_question(body: Json) -> str:
     """The text of the last user turn: a string, or the text parts of a list."""
     for message in reversed(body.get("messages") or []):
         if message.get("role") == "user":
-            return _text(message.get("content"))
+            return text_of(message.get("content"))
     return ""
 
 
@@ -109,15 +133,26 @@ def context_digest(body: Json) -> str:
     return hashlib.blake2b(orjson.dumps(rest, option=orjson.OPT_SORT_KEYS), digest_size=6).hexdigest()
 
 
-def write_reply(body: Json, orders: Mapping[str, str], number: int, now: float) -> Reply:
+def count_prompt(body: Json) -> int:
+    """The tokens of a chat request: its words, and four for the frame of each message."""
+    return sum(len(_TOKEN.findall(text_of(message.get("content")))) + 4 for message in body.get("messages") or [])
+
+
+def write_reply(body: Json, orders: Mapping[str, str], number: int, now: float, pace: Pace = AT_ONCE) -> Reply:
     """Answer a chat request. `orders` come from the X-Simulate header: tokens, finish, reasoning, refusal."""
     question = read_question(body)
     context = context_digest(body)
-    prompt = sum(len(_TOKEN.findall(_text(m.get("content")))) + 4 for m in body.get("messages") or [])
-    prompt += len(_TOKEN.findall(_text(body.get("system"))))
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
-    choices = tuple(_choice(body, question, context, index, limit, orders) for index in range(body.get("n") or 1))
-    return Reply(f"{number:024x}", int(now), str(body.get("model", "simulated")), choices, prompt)
+    count = 1 if body.get("n") is None else body["n"]
+    choices = tuple(_choice(body, question, context, index, limit, orders) for index in range(count))
+    model = str(body.get("model", "simulated"))
+    return Reply(f"{number:024x}", int(now), model, choices, count_prompt(body), pace)
+
+
+def joined(replies: Sequence[Reply]) -> Reply:
+    """The replies to the prompts of one request, as one reply: choices in the order of the prompts."""
+    choices = tuple(choice for reply in replies for choice in reply.choices)
+    return replace(replies[0], choices=choices, prompt_tokens=sum(reply.prompt_tokens for reply in replies))
 
 
 def _choice(
@@ -129,14 +164,14 @@ def _choice(
     if "refusal" in orders:
         return Choice("I cannot help with that.", orders.get("finish", "stop"), refusal=True)
     text = f"[ref {question_digest(question)}/{context}] {_prose(question, context, index, orders)}"
-    if (body.get("response_format") or {}).get("type") in ("json_object", "json_schema"):
-        text = orjson.dumps({"answer": text}).decode()
+    wanted = body.get("response_format") or {}
+    if wanted.get("type") in ("json_object", "json_schema"):
+        text = orjson.dumps(_structured(text, wanted.get("json_schema") or {})).decode()
     finish = "stop"
     tokens = _TOKEN.findall(text)
     if limit is not None and len(tokens) > limit:
         text, finish = "".join(tokens[:limit]), "length"
-    reasoning = "The customer asks about one matter; the help pages cover it." if "reasoning" in orders else None
-    return Choice(text, orders.get("finish", finish), reasoning)
+    return Choice(text, orders.get("finish", finish), _THOUGHT if "reasoning" in orders else None)
 
 
 def _prose(question: str, context: str, index: int, orders: Mapping[str, str]) -> str:
@@ -169,7 +204,15 @@ def _tool_to_call(body: Json, question: str) -> tuple[str, str] | None:
     return tools[0]["name"], orjson.dumps(values).decode()
 
 
-def _value_for(schema: Json, question: str) -> object:
+def _structured(text: str, wanted: Json) -> Json:
+    """An object with `text` in its strings, and in the other fields of the schema whatever fits them."""
+    fields = (wanted.get("schema") or {}).get("properties") or {"answer": {}}
+    return {name: _value_for(kind, text) for name, kind in fields.items()}
+
+
+def _value_for(schema: object, question: str) -> object:
+    if not isinstance(schema, dict):  # `true` is a schema too
+        return question
     numbers = re.findall(r"\d+", question)
     match schema.get("type"):
         case "integer" | "number":
@@ -181,18 +224,19 @@ def _value_for(schema: Json, question: str) -> object:
         case "object":
             return {}
         case _:
-            return (schema.get("enum") or [question])[0]
+            choices = schema.get("enum")
+            return choices[0] if isinstance(choices, list) and choices else question
 
 
-def _text(content: object) -> str:
+def text_of(content: object) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, list):
-        return "\n".join(part.get("text", "") for part in content if isinstance(part, dict))
+        return "\n".join(part.get("text") or "" for part in content if isinstance(part, dict))
     return ""
 
 
-# The OpenAI form
+# The form of chat completions
 
 
 def openai_json(reply: Reply, body: Json) -> bytes:
@@ -212,7 +256,7 @@ def openai_json(reply: Reply, body: Json) -> bytes:
             "created": reply.created,
             "model": reply.model,
             "choices": choices,
-            "usage": _openai_usage(reply),
+            "usage": openai_usage(reply),
             "service_tier": "default",
             "system_fingerprint": FINGERPRINT,
         }
@@ -241,23 +285,27 @@ def openai_events(reply: Reply, body: Json) -> Iterator[tuple[int, bytes]]:
         opening: Json = {"role": "assistant", "content": None if choice.tool else "", "refusal": None}
         if choice.tool:
             function = {"name": choice.tool[0], "arguments": ""}
-            opening["tool_calls"] = [{"index": 0, "id": _call_id(reply.id), "type": "function", "function": function}]
+            opening["tool_calls"] = [{"index": 0, "id": call_id(reply.id), "type": "function", "function": function}]
         yield 0, event(index, opening)
-        if choice.reasoning:
-            yield 0, event(index, {"reasoning_content": choice.reasoning})
     written = 0
-    columns = [choice.tokens for choice in reply.choices]
-    for row in range(max(map(len, columns), default=0)):
-        for index, choice in enumerate(reply.choices):
-            if row < len(columns[index]):
-                written += 1
-                token = columns[index][row]
-                logprobs = _logprobs([token]) if body.get("logprobs") else None
-                yield written, event(index, _delta(choice, token), logprobs)
+    for index, token, is_thought in in_turns(reply.choices):
+        written += 1
+        logprobs = _logprobs([token]) if body.get("logprobs") and not is_thought else None
+        delta = {"reasoning_content": token} if is_thought else _delta(reply.choices[index], token)
+        yield written, event(index, delta, logprobs)
     for index, choice in enumerate(reply.choices):
         yield written, event(index, {}, finish=choice.finish)
     if with_usage:
-        yield written, sse({**frame, "choices": [], "usage": _openai_usage(reply)})
+        yield written, sse({**frame, "choices": [], "usage": openai_usage(reply)})
+
+
+def in_turns(choices: Sequence[Choice]) -> Iterator[tuple[int, str, bool]]:
+    """Yield (choice, token, whether it is a thought), the choices taking turns as those of one batch on a GPU do."""
+    columns = [[(t, True) for t in choice.thoughts] + [(t, False) for t in choice.tokens] for choice in choices]
+    for row in range(max(map(len, columns), default=0)):
+        for index, column in enumerate(columns):
+            if row < len(column):
+                yield index, *column[row]
 
 
 def _message(choice: Choice, reply_id: str) -> Json:
@@ -268,7 +316,7 @@ def _message(choice: Choice, reply_id: str) -> Json:
         message["reasoning_content"] = choice.reasoning
     if choice.tool:
         function = {"name": choice.tool[0], "arguments": choice.tool[1]}
-        message["tool_calls"] = [{"id": _call_id(reply_id), "type": "function", "function": function}]
+        message["tool_calls"] = [{"id": call_id(reply_id), "type": "function", "function": function}]
     return message
 
 
@@ -278,7 +326,7 @@ def _delta(choice: Choice, token: str) -> Json:
     return {"refusal" if choice.refusal else "content": token}
 
 
-def _call_id(reply_id: str) -> str:
+def call_id(reply_id: str) -> str:
     return f"call_{reply_id}"
 
 
@@ -287,98 +335,16 @@ def _logprobs(tokens: list[str]) -> Json:
     return {"content": spoken, "refusal": None}
 
 
-def _openai_usage(reply: Reply) -> Json:
+def openai_usage(reply: Reply) -> Json:
     return {
         "prompt_tokens": reply.prompt_tokens,
         "completion_tokens": reply.completion_tokens,
         "total_tokens": reply.prompt_tokens + reply.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
-        "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": reply.reasoning_tokens, "audio_tokens": 0},
     }
 
 
 def sse(payload: Json, name: str | None = None) -> bytes:
     head = b"event: " + name.encode() + b"\n" if name else b""
     return head + b"data: " + orjson.dumps(payload) + b"\n\n"
-
-
-# The Anthropic form
-
-
-_STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
-
-
-def anthropic_json(reply: Reply) -> bytes:
-    choice = reply.choices[0]
-    message = _anthropic_message(reply)
-    message["content"] = [{"type": "text", "text": choice.text}]
-    message["stop_reason"] = _STOP_REASONS.get(choice.finish, choice.finish)
-    message["usage"]["output_tokens"] = reply.completion_tokens
-    return orjson.dumps(message)
-
-
-def anthropic_events(reply: Reply) -> Iterator[tuple[int, bytes]]:
-    choice = reply.choices[0]
-
-    def event(kind: str, **fields: object) -> bytes:
-        return sse({"type": kind, **fields}, kind)
-
-    yield 0, event("message_start", message=_anthropic_message(reply))
-    yield 0, event("content_block_start", index=0, content_block={"type": "text", "text": ""})
-    yield 0, event("ping")
-    written = 0
-    for token in choice.tokens:
-        written += 1
-        yield written, event("content_block_delta", index=0, delta={"type": "text_delta", "text": token})
-    yield written, event("content_block_stop", index=0)
-    stop = {"stop_reason": _STOP_REASONS.get(choice.finish, choice.finish), "stop_sequence": None}
-    yield written, event("message_delta", delta=stop, usage={"output_tokens": written})
-    yield written, event("message_stop")
-
-
-def _anthropic_message(reply: Reply) -> Json:
-    return {
-        "id": f"msg_{reply.id}",
-        "type": "message",
-        "role": "assistant",
-        "model": reply.model,
-        "content": [],
-        "stop_reason": None,
-        "stop_sequence": None,
-        "usage": {"input_tokens": reply.prompt_tokens, "output_tokens": 1},
-    }
-
-
-# Embeddings
-
-
-def embeddings_json(body: Json) -> bytes:
-    """A unit vector per text, the sum of one random direction per word: texts that share words are near."""
-    given = body.get("input", "")
-    texts = [given] if isinstance(given, str) or (given and isinstance(given[0], int)) else given
-    dimensions = body.get("dimensions") or EMBEDDING_DIMENSIONS
-    vectors = [_embed(str(text), dimensions) for text in texts]
-    rows = [
-        {"object": "embedding", "index": index, "embedding": _encode(vector, body.get("encoding_format"))}
-        for index, vector in enumerate(vectors)
-    ]
-    tokens = sum(len(_TOKEN.findall(str(text))) for text in texts)
-    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return orjson.dumps({"object": "list", "data": rows, "model": body.get("model", "simulated"), "usage": usage})
-
-
-def _embed(text: str, dimensions: int) -> npt.NDArray[np.float32]:
-    words = re.findall(r"\w+", text.lower()) or [""]
-    total = np.sum([_direction(word, dimensions) for word in words], axis=0)
-    unit: npt.NDArray[np.float32] = (total / np.linalg.norm(total)).astype(np.float32)
-    return unit
-
-
-@lru_cache(maxsize=4096)
-def _direction(word: str, dimensions: int) -> npt.NDArray[np.float64]:
-    seed = int.from_bytes(hashlib.blake2b(word.encode(errors="replace"), digest_size=8).digest(), "big")
-    return np.random.default_rng(seed).standard_normal(dimensions)
-
-
-def _encode(vector: npt.NDArray[np.float32], encoding: str | None) -> object:
-    return base64.b64encode(vector.tobytes()).decode() if encoding == "base64" else vector.tolist()
