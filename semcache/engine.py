@@ -1,0 +1,121 @@
+"""The cache of one process, without any HTTP: store, embedder, index, and the pipeline that decides about hits.
+
+The proxy (app.py) puts a listener before it and backends behind it; a program that wants no proxy has it to itself
+(inprocess.py). It can answer as soon as it has started, from what the index holds by then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from semcache.cache import embedder as embedders
+from semcache.cache.embedder import Embedder
+from semcache.cache.index import Index
+from semcache.cache.lookup import Lookup
+from semcache.cache.store import open_store
+from semcache.cache.upkeep import Upkeep
+from semcache.config import Config
+from semcache.errors import CacheFault, StoreFault
+from semcache.pipeline import Pipeline
+from semcache.planning import Planner
+
+log = logging.getLogger(__name__)
+
+CATCH_UP_PAUSE_S = 1.0
+
+
+class Engine:
+    def __init__(
+        self,
+        config: Config,
+        leads: bool = True,
+        embedder: Embedder | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`leads`: it looks after the store that it shares with other processes, and saves the index.
+
+        `embedder` and `clock` (unix seconds) are given by tests. Raises StartError when the model is not prepared.
+        """
+        self._leads = leads
+        self._following: asyncio.Task[None] | None = None
+        self.is_ready = False  # the index holds all that the store does
+        self.store = open_store(config.cache, clock)
+        self.embedder = embedder or embedders.build(config.embedder)
+        self.index = Index(self.embedder.dimensions, self.embedder.stamp, snapshot_folder(config))
+        self.planner = Planner(config, self.embedder.stamp)
+        self.pipeline = Pipeline(Lookup(self.index, self.store, self.embedder, clock), self.embedder, self.store, clock)
+        self.upkeep = Upkeep(self.store, self._save_snapshot, leads=leads, clock=clock)
+        self.store.on_erase = self._forget_snapshot
+
+    async def start(self) -> None:
+        """Open the store and load the model. Raises StartError with one clear line."""
+        await self.store.open()
+        await self.embedder.start()
+        self.index.start()
+
+    def follow(self) -> None:
+        """Begin to follow the store, for good: the index catches up meanwhile."""
+        self.upkeep.start()
+        self._following = asyncio.create_task(self._catch_up())
+
+    async def caught_up(self) -> None:
+        """Wait until the index holds all that the store does."""
+        if self._following is not None:
+            await self._following
+
+    async def _catch_up(self) -> None:
+        """Take the snapshot if it proves itself, then the store's changes since."""
+        store, index = self.store, self.index
+        await asyncio.to_thread(index.load_snapshot, store.id, store.last_seq, store.floor_seq)
+        while True:
+            try:
+                await store.follow(index.position, index.apply, self.embedder.stamp)
+                break
+            except StoreFault as fault:  # another program holds the file, say: without its changes nothing is served
+                log.warning("the index cannot catch up with the store, and tries again: %s", fault)
+                await asyncio.sleep(CATCH_UP_PAUSE_S)
+        self.is_ready = True
+
+    async def stop(self) -> None:
+        """Cancel what is being fetched, save the index, close everything."""
+        self.is_ready = False
+        self.pipeline.flights.cancel()
+        await self.pipeline.flights.drain()
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
+        await self.upkeep.stop()
+        await self.embedder.close()
+        try:
+            await asyncio.to_thread(self._save_snapshot)
+        except CacheFault as fault:  # a full disk: the next start follows the store from further back
+            log.warning("the index was not saved: %s", fault)
+        await asyncio.to_thread(self.index.close)
+        await self.store.close()
+
+    def stats(self) -> dict[str, Mapping[str, object]]:
+        return {
+            "pipeline": {**self.planner.stats(), **self.pipeline.stats()},
+            "embedder": self.embedder.stats(),
+            "index": self.index.stats(),
+            "store": self.store.stats(),
+            "upkeep": self.upkeep.stats(),
+        }
+
+    async def _forget_snapshot(self) -> None:
+        """After an erase nothing may be left of what was erased, in the index's file neither."""
+        await asyncio.to_thread(self.index.discard_snapshot)
+
+    def _save_snapshot(self) -> None:
+        if self._leads:
+            self.index.save_snapshot(self.store.id)
+
+
+def snapshot_folder(config: Config) -> Path | None:
+    """Where the index is saved: beside the database. Workers share what the first one saves."""
+    scheme, _, path = config.cache.store.partition(":")
+    return Path(f"{path}.index") if scheme == "sqlite" and path else None
