@@ -76,7 +76,7 @@ class Server(_Section):
     admin_token: SecretStr = SecretStr("")  # empty: only /metrics, /healthz and /readyz answer from other hosts
     workers: int = Field(default=1, ge=1, le=64)  # processes sharing the port; each embeds and follows the same store
     max_body: ByteSize = ByteSize(32 * 1024 * 1024)  # 32 MiB: the largest request the vendors accept
-    max_upload: ByteSize = ByteSize(520 * 1024 * 1024)  # of what is passed on as it comes: a file of 512 MB, and its form
+    max_upload: ByteSize = ByteSize(520 * 1024 * 1024)  # of what passes as it comes: a file of 512 MB, and its form
     drain: Seconds = 600.0  # after SIGTERM running streams get this long: the longest answer an SDK waits for
     header_timeout: Seconds = 10.0  # from the first byte of a request to the end of its headers
     body_timeout: Seconds = 30.0  # for a body of up to 1 MB; larger ones get a second more per 64 KB

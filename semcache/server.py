@@ -308,7 +308,8 @@ class Server:
         outcome.status = status
         outcome.bytes_out = len(body)
         outcome.ttfb_ms = round((perf_counter() - outcome.started) * 1000, 3)
-        return whole_response(request, status, headers, body, is_stream=is_stream)
+        compress_from = self._config.server.compress_from
+        return whole_response(request, status, headers, body, is_stream=is_stream, compress_from=compress_from)
 
     def _own_headers(self, outcome: Outcome) -> Headers:
         headers = [("Cache-Status", cache_status(outcome)), ("X-Request-Id", outcome.request_id)]
