@@ -366,6 +366,9 @@ async def test_a_base_url_works_without_v1(proxy: Proxy) -> None:
         await client.get("/metrics", cast_to=object)
 
 
+MESSAGE = {"model": "claude", "max_tokens": 9, "messages": [{"role": "user", "content": PARCEL}]}
+
+
 async def test_a_key_goes_to_the_vendor_whose_path_it_is(tmp_path: Path) -> None:
     anthropic = ModelServer()
     async with anthropic.running(), ModelServer().running() as other:
@@ -377,12 +380,12 @@ async def test_a_key_goes_to_the_vendor_whose_path_it_is(tmp_path: Path) -> None
         async with running_proxy(tmp_path, settings) as proxy:
             await proxy.client.get("/threads/t1/messages", cast_to=object)
             assert (other.paths, anthropic.paths) == (["/v1/threads/t1/messages"], [])
-            await proxy.client.post("/messages", cast_to=object, body={"model": "claude"})
+            await proxy.client.post("/messages", cast_to=object, body=MESSAGE)
             assert anthropic.paths == ["/v1/messages"]
 
 
 async def test_behind_one_server_every_path_is_that_servers(proxy: Proxy) -> None:
-    await proxy.client.post("/messages", cast_to=object, body={"model": "claude"})
+    await proxy.client.post("/messages", cast_to=object, body=MESSAGE)
     assert proxy.backend.paths == ["/v1/messages"]
 
 
