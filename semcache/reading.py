@@ -97,16 +97,14 @@ async def stream_body(
 def accept_body(request: web.BaseRequest, limit_bytes: int) -> None:
     """Check what can be checked before the body, then let a client go on that waits for leave. Raises ClientError."""
     _check(request, limit_bytes)
-    expectation = request.headers.get("Expect")
-    if expectation is None:
-        return
-    if expectation.lower() != "100-continue":
-        raise ClientError("this expectation cannot be met", status=417, code="expectation_failed")
-    if request.version == HttpVersion11 and not request.content.total_bytes:  # else it did not wait
-        cast(_Wire, request.protocol).go_on()
+    if "Expect" in request.headers and request.version == HttpVersion11 and not request.content.total_bytes:
+        cast(_Wire, request.protocol).go_on()  # what has sent a byte of its body did not wait
 
 
 def _check(request: web.BaseRequest, limit_bytes: int) -> None:
+    for expectation in request.headers.getall("Expect", ()):
+        if expectation.lower() != "100-continue":
+            raise ClientError("this expectation cannot be met", status=417, code="expectation_failed")
     length = request.headers.get("Content-Length")  # digits: the parser refuses anything else
     if length is not None and int(length) > limit_bytes:
         raise _too_large(limit_bytes)

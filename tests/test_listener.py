@@ -366,6 +366,28 @@ async def test_a_client_that_waits_for_leave_gets_it_once_the_checks_have_passed
         assert (reply.status, reply.headers["connection"]) == (417, "close")
 
 
+@pytest.mark.parametrize("fields", [b"a-miracle", b"100-continue, a-miracle", b"100-continue\r\nExpect: a-miracle"])
+async def test_an_expectation_that_cannot_be_met_is_refused_though_its_body_is_here(fields: bytes) -> None:
+    async with serving() as server:
+        reply = await server.ask(post(b"abc", b"Content-Length: 3\r\nExpect: %b\r\n" % fields))
+        assert reply.status == 417
+
+
+async def test_a_client_of_http_1_0_is_never_told_to_go_on() -> None:
+    async with serving() as server:
+        client = await server.connect()
+        client.write(post(fields=b"Content-Length: 3\r\nExpect: 100-continue\r\n", version=b"1.0"))
+        await until(lambda: server.seen)
+        client.write(b"abc")
+        assert (await client.reply()).body == b"POST /v1/x abc"
+
+
+async def test_a_body_that_comes_with_its_head_is_not_asked_for() -> None:
+    async with serving() as server:
+        reply = await server.ask(post(b"abc", b"Content-Length: 3\r\nExpect: 100-continue\r\n"))
+        assert (reply.status, reply.body) == (200, b"POST /v1/x abc")
+
+
 async def test_a_client_that_got_leave_and_sends_nothing_is_told_so() -> None:
     async with serving(body_timeout=0.05) as server:
         client = await server.connect()
