@@ -12,6 +12,7 @@ from urllib.parse import unquote
 from semcache.errors import ClientError
 from semcache.wire import strict_json
 from semcache.wire.anthropic import AnthropicMessages
+from semcache.wire.completions import OpenAICompletions
 from semcache.wire.dialect import Address, BatchDialect, Dialect, ErrorShape, Frame, Reading, Rendition, Scribe
 from semcache.wire.embeddings import OpenAIEmbeddings
 from semcache.wire.error_shapes import AnthropicErrors, OllamaErrors, OpenAIErrors
@@ -43,6 +44,7 @@ __all__ = [
 # Below /v1/, with and without it in the path, for SDKs are given base URLs of both kinds.
 _OPENAI: Mapping[str, Dialect] = {
     "chat/completions": OpenAIChat(),
+    "completions": OpenAICompletions(),
     "responses": Responses(),
     "embeddings": OpenAIEmbeddings(),
 }

@@ -16,12 +16,15 @@ import orjson
 from semcache.errors import ClientError
 from semcache.types import Answer, Ask, Traits
 from semcache.wire import strict_json
+from semcache.wire.chat_choices import ChatChoices
 from semcache.wire.dialect import Address, Rendition, Scribe
 from semcache.wire.error_shapes import OpenAIErrors
 from semcache.wire.openai_play import prepare
-from semcache.wire.openai_reply import scribe
-from semcache.wire.requests import context_of, invalid, is_stream, model_of, named_headers
+from semcache.wire.openai_reply import Judge, take_message
+from semcache.wire.openai_usage import asking_for_usage
+from semcache.wire.requests import by_digest, context_of, invalid, is_stream, model_of, named_headers
 from semcache.wire.score import Identity, Score
+from semcache.wire.scribes import start_scribe
 from semcache.wire.strict_json import Number, Tree
 
 # What does not change the answer, each with its reason. The only list by which anything stays out of a key.
@@ -43,10 +46,15 @@ CONTEXT_HEADERS = ("openai-organization", "openai-project", "openai-beta", "api-
 # Stands where the question's text was. No JSON value is written like this, so no client can send an equal context.
 _MARK = orjson.Fragment(b"?")
 
+_CHOICES = ChatChoices()
+
 _TEXT_PARTS = frozenset({"text", "refusal"})  # any other kind of content part is media
 _TOOL_ROLES = frozenset({"tool", "function"})
 _TOOL_FIELDS = ("tools", "functions")
 _POSITIVE = re.compile(r"[1-9][0-9]{0,3}", re.ASCII)  # n: the vendor's own limit is 128
+
+
+_SHORT_CHARS = 256  # what media parts say in more than this enters the context by digest
 
 
 class OpenAIChat(OpenAIErrors):
@@ -82,35 +90,16 @@ class OpenAIChat(OpenAIErrors):
         return named_headers(headers, CONTEXT_HEADERS)
 
     def upstream_body(self, ask: Ask, *, ask_usage: bool) -> bytes:
-        """Every byte as received, but for what asks for usage: one member put in, or `include_usage` set to true."""
-        if not (ask.stream and ask_usage) or ask.include_usage:
-            return ask.body
-        if b"stream_options" not in ask.body and b"\\u" not in ask.body:  # not even written with an escape
-            return _insert(ask.body, b'"stream_options":{"include_usage":true},')
-        text = ask.body.decode()
-        start, end = strict_json.spans(text).get("stream_options", (0, 0))
-        if not end:
-            return _insert(ask.body, b'"stream_options":{"include_usage":true},')
-        if text[start:end] == "null":
-            return _replace(text, start, end, '{"include_usage":true}')
-        if text[start] != "{":
-            return ask.body  # the upstream will say what is wrong with it
-        options = strict_json.spans(text, start)
-        if "include_usage" not in options:
-            member = '"include_usage":true' + ("," if options else "")
-            return _replace(text, start + 1, start + 1, member)
-        start, end = options["include_usage"]
-        if text[start:end] not in ("false", "null"):
-            return ask.body
-        return _replace(text, start, end, "true")
+        return asking_for_usage(ask.body) if ask.stream and ask_usage and not ask.include_usage else ask.body
 
     def scribe(
         self, ask: Ask, status: int, headers: Mapping[str, str], *, store_tools: bool, limit_bytes: int
     ) -> Scribe:
-        return scribe(ask, status, headers, store_tools=store_tools, limit_bytes=limit_bytes)
+        judge = Judge(take_message, ask.traits.choices, store_tools)
+        return start_scribe(judge, ask.dialect, status, headers, limit_bytes=limit_bytes)
 
     def prepare(self, answer: Answer, rendition: Rendition) -> Score:
-        return prepare(answer, rendition)
+        return prepare(answer, rendition, _CHOICES)
 
     def fresh_identity(self, now: float) -> Identity:
         # From the kernel and not from a counter: worker processes are forked and must not count alike.
@@ -129,7 +118,8 @@ def _messages(tree: Tree) -> list[Tree]:
     return messages
 
 
-def _choices(tree: Tree) -> int:
+def choices_of(tree: Tree) -> int:
+    """How many answers to each prompt are asked for. Raises ClientError."""
     n = tree.get("n")
     if n is None:
         return 1
@@ -141,12 +131,13 @@ def _choices(tree: Tree) -> int:
 def _traits(tree: Tree, messages: list[Tree]) -> Traits:
     temperature = tree.get("temperature")
     searches = tree.get("web_search_options") is not None
+    media = [_take_media(message) for message in messages]
     return Traits(
         has_tools=searches or any(tree.get(name) for name in _TOOL_FIELDS),
         has_tool_results=_in_tool_loop(messages),
         has_hosted_tools=searches,
-        has_media=any(_has_media(message) for message in messages),
-        choices=_choices(tree),
+        has_media=any(media),
+        choices=choices_of(tree),
         temperature=float(temperature.text) if type(temperature) is Number else None,
         is_stateful=tree.get("store") is True,
     )
@@ -166,14 +157,29 @@ def _in_tool_loop(messages: list[Tree]) -> bool:
     return False
 
 
-def _has_media(message: Tree) -> bool:
+def _take_media(message: Tree) -> bool:
+    """Whether a message holds images, audio or files. Their data, megabytes sent again with every turn, are replaced by
+    digests, in place."""
     content = message.get("content")
+    found = False
     if type(content) is list:
-        for part in content:
+        for place, part in enumerate(content):
             kind = part.get("type") if type(part) is dict else None
             if type(kind) is not str or kind not in _TEXT_PARTS:
-                return True
-    return bool(message.get("audio"))  # an earlier spoken answer, by its id
+                content[place] = _sealed(part)
+                found = True
+    return found or bool(message.get("audio"))  # an earlier spoken answer, by its id
+
+
+def _sealed(value: Any) -> Any:
+    """A part of whatever kind, with digests for its long texts: equal parts, and only those, stay equal."""
+    if type(value) is str:
+        return value if len(value) <= _SHORT_CHARS else by_digest(value)
+    if type(value) is dict:
+        return {key: _sealed(item) for key, item in value.items()}
+    if type(value) is list:
+        return [_sealed(item) for item in value]
+    return value
 
 
 def _take_question(message: Tree) -> str | None:
@@ -203,13 +209,3 @@ def _take_question(message: Tree) -> str | None:
     for part in parts:
         part["text"] = _MARK if tells_apart or len(parts) == 1 else orjson.Fragment(b"?%d" % len(part["text"]))
     return question
-
-
-def _insert(body: bytes, member: bytes) -> bytes:
-    """Put a member first in the object: a request has others, `messages` at least, so a comma follows."""
-    start = body.index(b"{") + 1
-    return body[:start] + member + body[start:]
-
-
-def _replace(text: str, start: int, end: int, by: str) -> bytes:
-    return (text[:start] + by + text[end:]).encode()

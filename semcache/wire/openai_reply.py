@@ -1,4 +1,4 @@
-"""Judging a chat completion: is it whole, and may it be kept?
+"""Judging a completion, a chat's or a text's: is it whole, and may it be kept?
 
 A stream is whole with `[DONE]` and a finish reason for each choice; a JSON body when it parses. Storable is less: every
 choice ended with `stop` and says something. How the bytes come in is scribes.py's matter.
@@ -6,26 +6,19 @@ choice ended with `stop` and says something. How the bytes come in is scribes.py
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
 
-from semcache.types import Ask, Unstorable, Usage
-from semcache.wire.dialect import Scribe
-from semcache.wire.scribes import Took, is_error, start_scribe
+from semcache.types import Form, Unstorable, Usage
+from semcache.wire.scribes import Took, is_error
 
 _NATURAL = frozenset({"stop"})
 _NATURAL_WITH_TOOLS = frozenset({"stop", "tool_calls", "function_call"})
-_NOTHING: dict[str, Any] = {}
 
 
-def scribe(ask: Ask, status: int, headers: Mapping[str, str], *, store_tools: bool, limit_bytes: int) -> Scribe:
-    judge = Judge(ask.traits.choices, store_tools)
-    return start_scribe(judge, ask.dialect, status, headers, limit_bytes=limit_bytes)
-
-
-class _Choice:
+class Choice:
     """What has been seen of one choice, in either form."""
 
     __slots__ = ("arguments", "ended_otherwise", "is_finished", "refused", "said_something", "uses_tools")
@@ -39,14 +32,20 @@ class _Choice:
         self.arguments: dict[object, list[str]] = {}  # of each call, in pieces
 
 
+# Notes what one choice of a reply in this form says; the last: whether calls' arguments are wanted.
+# False: it is not as the endpoint has it.
+TakeIn = Callable[[Choice, Mapping[str, Any], Form, bool], bool]
+
+
 class Judge:
     """Says of the choices seen whether they make a whole answer, and whether it may be kept."""
 
-    def __init__(self, choices: int, store_tools: bool) -> None:
+    def __init__(self, take_in: TakeIn, choices: int, store_tools: bool = False) -> None:
+        self._take_in = take_in
         self._expected = choices
         self._store_tools = store_tools
         self._natural = _NATURAL_WITH_TOOLS if store_tools else _NATURAL
-        self._choices: dict[int, _Choice] = {}
+        self._choices: dict[int, Choice] = {}
         self._done = False
         self.usage: Usage | None = None
         self.wrong: Unstorable | None = None
@@ -64,13 +63,13 @@ class Judge:
             value = orjson.loads(data)
         except orjson.JSONDecodeError:
             return self._object(Unstorable.MALFORMED)
-        fault = self._look(value, "delta")
+        fault = self._look(value, Form.STREAM)
         if fault is not None:
             return self._object(fault)
         return Took.USAGE if not value["choices"] and value.get("usage") else Took.CONTENT
 
     def take_body(self, value: Any) -> bool:
-        fault = self._look(value, "message")
+        fault = self._look(value, Form.JSON)
         if fault is not None:
             self._object(fault)
         return fault is None
@@ -79,7 +78,7 @@ class Judge:
         self.wrong = self.wrong or fault
         return Took.FOREIGN
 
-    def _look(self, value: object, said: str) -> Unstorable | None:
+    def _look(self, value: object, form: Form) -> Unstorable | None:
         if type(value) is not dict:
             return Unstorable.MALFORMED
         if is_error(value):
@@ -93,19 +92,16 @@ class Judge:
             if item.get("error"):
                 return Unstorable.ERROR
             index = item.get("index", place)
-            message = item.get(said)
-            if message is None and said == "delta":
-                message = _NOTHING  # Azure's content filter reports on text that has gone before
-            if type(message) is not dict or type(index) is not int or not 0 <= index < self._expected:
+            if type(index) is not int or not 0 <= index < self._expected:
                 return Unstorable.MALFORMED
             choice = self._choices.get(index)
             if choice is None:
-                choice = self._choices[index] = _Choice()
+                choice = self._choices[index] = Choice()
             finish = item.get("finish_reason")
             if finish is not None:
                 choice.is_finished = True
                 choice.ended_otherwise |= type(finish) is not str or finish not in self._natural
-            if not _take_in(choice, message, self._store_tools):
+            if not self._take_in(choice, item, form, self._store_tools):
                 return Unstorable.MALFORMED
         if (usage := value.get("usage")) is not None:
             self.usage = _usage(usage) or self.usage
@@ -142,8 +138,13 @@ class Judge:
         return None
 
 
-def _take_in(choice: _Choice, message: Mapping[str, Any], keep_arguments: bool) -> bool:
-    """Note what a message, or a piece of one, says. False: its content is neither text nor null."""
+def take_message(choice: Choice, item: Mapping[str, Any], form: Form, keep_arguments: bool) -> bool:
+    """Of a chat: a message, or a delta of one."""
+    message = item.get("message" if form is Form.JSON else "delta")
+    if message is None and form is Form.STREAM:
+        return True  # Azure's content filter reports on text that has gone before
+    if type(message) is not dict:
+        return False
     content = message.get("content")
     if content is not None and type(content) is not str:
         return False
@@ -167,7 +168,7 @@ def _take_in(choice: _Choice, message: Mapping[str, Any], keep_arguments: bool) 
     return True
 
 
-def _take_arguments(choice: _Choice, call: object, function: object) -> None:
+def _take_arguments(choice: Choice, call: object, function: object) -> None:
     """Gather a call's arguments. A call of another kind (`custom`) has free text, and nothing to check."""
     if type(function) is not dict or type(call) not in (int, str):
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from hashlib import blake2b
 
 import orjson
 
@@ -52,6 +53,11 @@ def context_of(tree: Tree, headers: tuple[tuple[str, str], ...]) -> bytes:
     """
     context = strict_json.canonical(tree)
     return context + b"\n" + orjson.dumps(headers) if headers else context
+
+
+def by_digest(text: str) -> orjson.Fragment:
+    """What stands in a context for a text too long to be kept there. No JSON value is written like it."""
+    return orjson.Fragment(b"#" + blake2b(text.encode(), digest_size=32).hexdigest().encode())
 
 
 def invalid(name: str, expected: str, tree: Tree) -> ClientError:
