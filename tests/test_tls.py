@@ -260,6 +260,44 @@ async def test_a_drain_does_not_wait_for_handshakes(pair: Pair, trust: ssl.SSLCo
             await server.connect()
 
 
+async def test_what_still_runs_at_the_drain_s_deadline_is_visibly_broken_off(pair: Pair, trust: ssl.SSLContext) -> None:
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        sender = Sender(request, 200, JSON)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await sender.abort(b"data: shutting down\n\n")
+            raise
+        raise AssertionError
+
+    async with serving(handler, trust, tls=pair.settings) as server:
+        client = await server.connect()
+        client.write(GET)
+        await until(lambda: server.seen)
+        draining = asyncio.create_task(server.listener.drain(0.01))
+        received = await client.reader.read()
+        assert received.endswith(b"data: shutting down\n\n\r\n")
+        client.writer.close()
+        await draining
+        assert server.listener.stats()["connections"] == 0
+
+
+async def test_an_idle_connection_is_closed_once_however_often_its_deadline_is_looked_at(
+    pair: Pair, trust: ssl.SSLContext
+) -> None:
+    """A TLS transport that is closed a second time forgets its connection, and raises when it is asked anything."""
+    async with serving(trust=trust, tls=pair.settings, keepalive=75) as server:
+        client, other = await server.connect(), await server.connect()
+        for asking in (client, other):
+            assert (await asking.ask()).status == 200
+        await until(lambda: all(c._task is None for c in server.listener._connections))
+        for _ in range(5):
+            server.pass_time(80)
+        assert await client.rest() == b""
+        assert await other.rest() == b""
+        assert (await server.ask()).status == 200
+
+
 # Answers
 
 
