@@ -190,7 +190,7 @@ def _part_events(part: Tree, at: Tree) -> Iterator[Tree]:
     events: list[Tree] = []
     if kind == "output_text":
         begun = {**part, "text": "", **{name: [] for name in ("annotations", "logprobs") if part.get(name)}}
-        events = [*_text_events(part, at), *_annotation_events(part, at)]
+        events = list(_text_events(part, at))
     elif kind == "refusal":
         begun = {**part, "refusal": ""}
         events = [
@@ -216,13 +216,10 @@ def _text_events(part: Tree, at: Tree) -> Iterator[Tree]:
     for number, piece in enumerate(tokens if by_token else words(text)):
         own = [logprobs[number]] if by_token else logprobs if number == 0 else []
         yield {"type": "response.output_text.delta", **at, "delta": piece, "logprobs": own}
-    yield {"type": "response.output_text.done", **at, "text": text, "logprobs": logprobs}
-
-
-def _annotation_events(part: Tree, at: Tree) -> Iterator[Tree]:
     for index, annotation in enumerate(part.get("annotations") or ()):
-        place = {**at, "annotation_index": index, "annotation": annotation}
-        yield {"type": "response.output_text.annotation.added", **place}
+        place = {**at, "annotation_index": index}
+        yield {"type": "response.output_text.annotation.added", **place, "annotation": annotation}
+    yield {"type": "response.output_text.done", **at, "text": text, "logprobs": logprobs}
 
 
 def _summary_events(part: Tree, at: Tree) -> Iterator[Tree]:
