@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import select
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from typing import Protocol, cast
 
@@ -25,6 +26,7 @@ HELD_BYTES = 64 * 1024  # of an answer nobody has taken yet; past it the socket 
 _PIECE_BYTES = 48  # the object around a piece: an answer in chunks of one byte would else weigh forty times its length
 MAX_OVERHEAD_BYTES = 64 * 1024  # of head, chunk sizes or trailers in a row; a head in use has one or two KB
 _ONE_WRITE_BYTES = 64 * 1024  # a small body leaves in one packet with its head; copying a large one would cost more
+_TURNS_TO_READ = 4  # of the loop, until what lies in the socket has been read and parsed; over TLS it may be no answer
 
 Body = bytes | AsyncIterable[bytes]
 
@@ -321,6 +323,7 @@ class Connection(asyncio.BufferedProtocol):
         assert self.transport is not None
         try:
             async for piece in pieces:
+                await self._read_first(exchange)
                 self.transport.writelines(piece)
                 if not self._writable.is_set():
                     exchange.sent()
@@ -332,6 +335,18 @@ class Connection(asyncio.BufferedProtocol):
         else:
             self._sender = None
             exchange.sent()
+
+    async def _read_first(self, exchange: Exchange) -> None:
+        """A backend that answers early may close right behind its answer, with a reset, as more of the request comes.
+        Writing into that reset would end the connection with the answer unread."""
+        assert self.transport is not None
+        sock = self.transport.get_extra_info("socket")
+        arrived = select.poll()  # and not select.select, which knows no file above 1024
+        arrived.register(sock.fileno(), select.POLLIN)
+        for _ in range(_TURNS_TO_READ):
+            if exchange.status or not arrived.poll(0):
+                return
+            await asyncio.sleep(0)
 
     def pause_writing(self) -> None:
         self._writable.clear()
