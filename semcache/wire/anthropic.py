@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from hashlib import blake2b
 from typing import Any
 
 import orjson
@@ -22,7 +21,7 @@ from semcache.wire.anthropic_play import prepare
 from semcache.wire.anthropic_reply import scribe
 from semcache.wire.dialect import Address, Rendition, Scribe
 from semcache.wire.error_shapes import AnthropicErrors
-from semcache.wire.requests import context_of, invalid, is_stream, model_of, named_headers
+from semcache.wire.requests import by_digest, context_of, invalid, is_stream, model_of, named_headers
 from semcache.wire.score import Identity, Score
 from semcache.wire.strict_json import Number, Tree
 
@@ -189,7 +188,7 @@ def _shorten(source: Tree) -> None:
     """Put a digest in the place of an image's or a document's data: megabytes, sent again with every turn."""
     data = source.get("data")
     if source.get("type") == "base64" and type(data) is str:
-        source["data"] = orjson.Fragment(b"#" + blake2b(data.encode(), digest_size=32).hexdigest().encode())
+        source["data"] = by_digest(data)
 
 
 def _traits(tree: Tree, seen: _Seen) -> Traits:

@@ -174,6 +174,8 @@ def _added_up(events: Iterable[Tree]) -> Tree:
             blocks[int(event["index"].text)].add(event["delta"])
         elif kind == "message_delta":
             _change(message, event)
+    if not message:
+        raise ValueError("no message has begun")
     message["content"] = [block.whole() for block in blocks]
     return message
 
