@@ -22,7 +22,7 @@ from semcache.admit import Admission
 from semcache.backends.fetch import Fetcher
 from semcache.cache.embedder import Embedder
 from semcache.config import Config
-from semcache.engine import Engine
+from semcache.core import Core
 from semcache.errors import SemcacheError
 from semcache.listener import Listener, url_of
 from semcache.request_log import open_log
@@ -58,15 +58,15 @@ class App:
         self._unix_socket = unix_socket
         self._own_unix_socket: UnixSocket | None = None
         self._is_stopping = False
-        self.engine = Engine(config, worker == 0, embedder, clock)
-        self.store, self.index, self.pipeline = self.engine.store, self.engine.index, self.engine.pipeline
+        self.core = Core(config, worker == 0, embedder, clock)
+        self.store, self.index, self.pipeline = self.core.store, self.core.index, self.core.pipeline
         self.fetcher = Fetcher()
         self.request_log = open_log(config.server)
         self.ledger = Ledger(load_prices())
         self.telemetry = Telemetry(self.stats, self.ledger, self.request_log)
         admission = Admission(config.tenants)
         self.server = Server(
-            config, admission, self.engine.planner, self.pipeline, self.fetcher, self.telemetry, self.unready, clock
+            config, admission, self.core.planner, self.pipeline, self.fetcher, self.telemetry, self.unready, clock
         )
         self.listener = Listener(self.server.handle, config.server, _error_page)
         self.admin = Admin(config.server, self.store, self.telemetry, self.unready, self.stats)
@@ -75,11 +75,11 @@ class App:
         """What is still missing; empty when requests can be answered from the cache."""
         if self._is_stopping:
             return ["stopping"]
-        return [] if self.engine.is_ready else ["the index has not caught up with the store"]
+        return [] if self.core.is_ready else ["the index has not caught up with the store"]
 
     def stats(self) -> dict[str, Mapping[str, object]]:
         return {
-            **self.engine.stats(),
+            **self.core.stats(),
             "listener": self.listener.stats(),
             "backends": self.fetcher.stats(),
             "request_log": self.request_log.stats(),
@@ -91,18 +91,18 @@ class App:
         server = self.config.server
         await self.fetcher.start()
         self.request_log.start()
-        await self.engine.start()
+        await self.core.start()
         if server.unix_socket is not None and self._unix_socket is None:
             self._unix_socket = self._own_unix_socket = UnixSocket(server.unix_socket, int(server.unix_socket_mode, 8))
         self.port = await self.listener.start(server.host, server.port, server.workers > 1, self._unix_socket)
         admin_port = server.admin_port + self._worker if server.admin_port else 0  # each worker has its own figures
         self.admin_port = await self.admin.start(server.admin_host, admin_port)
-        self.engine.follow()
+        self.core.follow()
         self._settling = asyncio.create_task(self._settle())
 
     async def _settle(self) -> None:
         """What was built so far lives as long as the process: the collector need not walk a large index each time."""
-        await self.engine.caught_up()
+        await self.core.caught_up()
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD, 20, 50)
@@ -119,7 +119,7 @@ class App:
             self._own_unix_socket.remove()
         await self.admin.stop()
         self._settling.cancel()
-        await self.engine.stop()
+        await self.core.stop()
         await self.fetcher.close()
         await asyncio.to_thread(self.request_log.stop)
 

@@ -267,7 +267,7 @@ def _private(path: Path) -> IO[bytes]:
 
 def _forget_index(settings: Config) -> None:
     """The saved index holds vectors of what was erased; the next start makes it anew."""
-    from semcache.engine import snapshot_folder
+    from semcache.core import snapshot_folder
 
     folder = snapshot_folder(settings)
     if folder is not None:

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 CATCH_UP_PAUSE_S = 1.0
 
 
-class Engine:
+class Core:
     def __init__(
         self,
         config: Config,

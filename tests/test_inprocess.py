@@ -1,0 +1,176 @@
+"""The cache without a proxy: a program asks, with its own fetch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from semcache import Cache
+from semcache.errors import ClientError, ConfigError
+from semcache.types import Reason, Selector, Tier, Verdict
+from tests.fakes import Clock, WordsEmbedder
+
+PARCEL = "Where is the parcel that I ordered last week?"
+PARCEL_REWORDED = "Where is the parcel that I ordered last week, please?"
+
+
+class Model:
+    """Counts what it is asked. Set `gate` to hold its answers, `fault` to have none."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.gate: asyncio.Event | None = None
+        self.fault: Exception | None = None
+
+    async def __call__(self, question: str) -> str:
+        self.asked.append(question)
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.fault is not None:
+            raise self.fault
+        return f"answer {len(self.asked)} to: {question}"
+
+
+@asynccontextmanager
+async def opened(
+    settings: dict[str, Any] | None = None, clock: Clock | None = None, **options: Any
+) -> AsyncIterator[Cache]:
+    embedder: Any = WordsEmbedder()
+    async with Cache(settings, embedder=embedder, clock=clock or Clock(), **options) as cache:
+        yield cache
+
+
+async def landed(cache: Cache) -> None:
+    """Wait until every fetch is over and what it brought is stored."""
+    while cache.stats()["pipeline"]["flights"]:
+        await asyncio.sleep(0)
+
+
+async def test_a_question_is_fetched_once_and_a_rewording_is_answered_too() -> None:
+    model = Model()
+    async with opened({"match": {"threshold": 0.8}}) as cache:
+        first = await cache.ask(PARCEL, context={"lang": "en"}, fetch=model)
+        again = await cache.ask(PARCEL, context={"lang": "en"}, fetch=model)
+        reworded = await cache.ask(PARCEL_REWORDED, context={"lang": "en"}, fetch=model)
+        assert (first.verdict, first.reason) == (Verdict.MISS, Reason.NO_ENTRY)
+        assert (again.verdict, again.tier, again.text) == (Verdict.HIT, Tier.EXACT, first.text)
+        assert (reworded.verdict, reworded.tier, reworded.text) == (Verdict.HIT, Tier.SEMANTIC, first.text)
+        assert reworded.similarity is not None and 0.8 < reworded.similarity < 1
+        assert model.asked == [PARCEL]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"context": {"lang": "de"}}, {"context": None}, {"model": "large"}, {"tenant": "b"}, {"namespace": "n"}],
+    ids=str,
+)
+async def test_what_must_be_equal_is_never_near(other: dict[str, Any]) -> None:
+    model = Model()
+    async with opened({"match": {"threshold": 0.5}}) as cache:
+        scope = {"context": {"lang": "en"}, "model": "small", "tenant": "a"}
+        await cache.ask(PARCEL, fetch=model, **scope)
+        await cache.ask(PARCEL, fetch=model, **{**scope, **other})
+        assert len(model.asked) == 2
+
+
+async def test_equal_questions_at_the_same_time_are_one_fetch() -> None:
+    model = Model()
+    model.gate = asyncio.Event()
+    async with opened() as cache:
+        asking = [asyncio.create_task(cache.ask(PARCEL, fetch=model)) for _ in range(50)]
+        while cache.stats()["pipeline"]["joined"] != 49:
+            await asyncio.sleep(0)
+        model.gate.set()
+        answers = await asyncio.gather(*asking)
+        assert len(model.asked) == 1
+        assert [answer.verdict for answer in answers].count(Verdict.COALESCED) == 49
+        assert len({answer.text for answer in answers}) == 1
+
+
+async def test_what_the_fetch_raises_reaches_everyone_who_asked_and_is_not_stored() -> None:
+    model = Model()
+    model.fault = ConnectionResetError("the model is gone")
+    model.gate = asyncio.Event()
+    async with opened() as cache:
+        asking = [asyncio.create_task(cache.ask(PARCEL, fetch=model)) for _ in range(3)]
+        while cache.stats()["pipeline"]["joined"] != 2:
+            await asyncio.sleep(0)
+        model.gate.set()
+        raised = await asyncio.gather(*asking, return_exceptions=True)
+        assert [type(error) for error in raised] == [ConnectionResetError] * 3
+        model.fault = None
+        assert (await cache.ask(PARCEL, fetch=model)).text == f"answer 2 to: {PARCEL}"
+
+
+async def test_a_broken_embedder_costs_the_semantic_tier_only() -> None:
+    embedder: Any = WordsEmbedder()
+    embedder.fault = RuntimeError("no model")
+    model = Model()
+    async with Cache(embedder=embedder) as cache:
+        answer = await cache.ask(PARCEL, fetch=model)
+        assert (answer.verdict, answer.reason) == (Verdict.BYPASS, Reason.CACHE_FAULT)
+        assert (await cache.ask(PARCEL, fetch=model)).verdict is Verdict.HIT
+
+
+async def test_what_is_kept_is_found_by_look_up_and_gone_after_a_purge() -> None:
+    async with opened() as cache:
+        assert await cache.look_up(PARCEL, context=1) is None
+        await cache.keep(PARCEL, "On its way.", context=1)
+        found = await cache.look_up(PARCEL, context=1)
+        assert found is not None and (found.text, found.verdict) == ("On its way.", Verdict.HIT)
+        await cache.keep(PARCEL, "Delivered.", context=1)
+        assert (await cache.look_up(PARCEL, context=1)).text == "Delivered."  # type: ignore[union-attr]
+        assert await cache.purge(Selector(text=PARCEL)) == 1
+        assert await cache.look_up(PARCEL, context=1) is None
+
+
+async def test_the_callers_wishes_are_those_of_the_headers() -> None:
+    model = Model()
+    async with opened() as cache:
+        await cache.ask(PARCEL, fetch=model, cache_control="no-store")
+        await cache.ask(PARCEL, fetch=model, semcache_control="ttl=10")
+        await cache.ask(PARCEL, fetch=model, cache_control="no-cache")
+        assert len(model.asked) == 3
+        with pytest.raises(ClientError, match="Semcache-Control"):
+            await cache.ask(PARCEL, fetch=model, semcache_control="similarity=high")
+
+
+async def test_answers_grow_stale_and_are_refreshed_behind_the_scenes() -> None:
+    model, clock = Model(), Clock()
+    async with opened({"cache": {"ttl": "60s", "grace": "60s"}}, clock=clock) as cache:
+        await cache.ask(PARCEL, fetch=model)
+        await landed(cache)
+        clock.advance(70)
+        stale = await cache.ask(PARCEL, fetch=model)
+        assert (stale.verdict, stale.text) == (Verdict.STALE, f"answer 1 to: {PARCEL}")
+        await landed(cache)
+        assert (await cache.ask(PARCEL, fetch=model)).text == f"answer 2 to: {PARCEL}"
+
+
+async def test_answers_survive_a_restart_in_a_file(tmp_path: Path) -> None:
+    model = Model()
+    for _ in range(2):
+        async with opened(store=f"sqlite:{tmp_path}/answers.db") as cache:
+            await cache.ask(PARCEL, fetch=model)
+    assert len(model.asked) == 1
+
+
+async def test_an_empty_answer_is_given_and_not_stored() -> None:
+    async def silent(_: str) -> str:
+        return "  "
+
+    async with opened() as cache:
+        assert (await cache.ask(PARCEL, fetch=silent)).text == "  "
+        assert await cache.look_up(PARCEL) is None
+
+
+async def test_a_closed_cache_and_wrong_settings_say_so() -> None:
+    with pytest.raises(RuntimeError, match="async with"):
+        await Cache().ask(PARCEL, fetch=Model())
+    with pytest.raises(ConfigError, match=r"match\.threshold"):
+        Cache({"match": {"threshold": 2}})
