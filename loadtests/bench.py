@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtests.bench_pieces import (
+    CHAT,
     DRIVEN_FROM,
     SERVED_ON,
     Caller,
@@ -35,9 +36,11 @@ from loadtests.bench_pieces import (
     chat,
     has_mapped,
     header,
+    in_dialects,
     median_ms,
     near_questions,
     pinned,
+    plan_ms,
     resident_mb,
     start_bare,
     stored_questions,
@@ -54,7 +57,7 @@ LOOKUP_GOAL_MS = 2.0
 BUILD_S = 60.0  # how long the first start may take to build its index
 SAMPLES = 300  # requests, one at a time, for a median
 EXACT_ONLY = ("Semcache-Control: tier=exact",)
-PARTS = ("exact", "semantic", "miss", "rest", "restart")
+PARTS = ("exact", "dialects", "conversation", "semantic", "miss", "rest", "restart")
 
 console = Console(width=118)
 
@@ -144,6 +147,32 @@ class Bench:
                 lambda b=body: median_ms(bare, [b] * SAMPLES), lambda b=body: median_ms(self.proxy, [b] * SAMPLES)
             )
             yield added_ms(f"{name}, first byte, 1 connection, p50", *times, goals[stream][1])
+
+    def dialects(self) -> Iterator[Row]:
+        """An exact hit in every dialect against one in chat's: the same question and text, in other bytes."""
+        folder = self._folder / "dialects"
+        folder.mkdir()
+        simulator, upstream = children.start_simulator(folder, ttft="0ms", rate=100_000, prefix=pinned(DRIVEN_FROM))
+        self._stack.callback(simulator.stop)
+        child, proxy, _ = children.start_proxy(folder, upstream, prefix=pinned(SERVED_ON))
+        self._stack.callback(child.stop)
+        for stream in (False, True):
+            asked = in_dialects("What does a hit cost in each dialect?", stream=stream)
+            sizes = {name: len(self._hit(body, "exact", proxy, path)) for name, (path, body) in asked.items()}
+            sides = [
+                lambda path=path, body=body: self._good(self._wrk.same(proxy, body, path=path))
+                for path, body in asked.values()
+            ]
+            chat_rate, *rates = self._turns(*sides)
+            for name, rate in zip(list(asked)[1:], rates, strict=True):
+                form = "stream" if stream else "JSON"
+                size = f"{sizes[name]:,} bytes, chat {sizes['chat']:,}"
+                yield ratio(f"exact hit, {form}, {name} against chat ({size})", chat_rate, rate, 0.9)
+
+    def conversation(self) -> Iterator[Row]:
+        """A conversation of a megabyte: parsed, ruled, its key derived. On a thread of its own when it is served."""
+        for name in ("chat", "responses", "messages"):
+            yield at_most(f"plan of a 1 MB conversation, {name}", "ms", plan_ms(name, self._rounds * 20), 15.0)
 
     def semantic(self) -> Iterator[Row]:
         """Questions that were never asked, each near to a stored one, against the model alone."""
@@ -251,11 +280,11 @@ class Bench:
         )
         console.print(f"  lookup p50 {median(lookups):.2f} ms; resident {resident:.0f} MB", style="dim")
 
-    def _hit(self, body: bytes, detail: str) -> bytes:
+    def _hit(self, body: bytes, detail: str, proxy: str = "", path: str = CHAT) -> bytes:
         """The body of a hit on this request. Raises StartError when it does not become one."""
-        with Caller(self.proxy) as caller:
+        with Caller(proxy or self.proxy) as caller:
             for _ in range(50):
-                _, head, answer = caller.ask(body)
+                _, head, answer = caller.ask(body, path=path)
                 if f"detail={detail}" in header(head, "Cache-Status") and "hit" in header(head, "Cache-Status"):
                     return answer if b"chunked" not in head.lower() else _unchunked(answer)
         raise StartError(f"no {detail} hit after 50 equal requests: {header(head, 'Cache-Status')}")
@@ -366,6 +395,8 @@ def main(only: tuple[str, ...], rounds: int, seconds: float, entries: int, out: 
             bench = Bench(folder, stack, rounds, seconds)
             parts: dict[str, Callable[[], Iterator[Row]]] = {
                 "exact": bench.exact,
+                "dialects": bench.dialects,
+                "conversation": bench.conversation,
                 "semantic": bench.semantic,
                 "miss": bench.miss,
                 "rest": bench.rest,

@@ -27,6 +27,9 @@ from semcache import config
 from semcache.cache import engines
 from semcache.children import Child
 from semcache.errors import StartError
+from semcache.planning import Planner
+from semcache.types import Tenant
+from semcache.wire import find_address
 
 SERVED_ON, DRIVEN_FROM = 0, 1  # cores
 CHAT = "/v1/chat/completions"
@@ -49,6 +52,20 @@ def chat(question: str, *, stream: bool = False) -> bytes:
     return json.dumps({"model": "bench", "messages": messages, "stream": stream}).encode()
 
 
+# One question in each dialect: where it is sent, and what with.
+def in_dialects(question: str, *, stream: bool) -> Mapping[str, tuple[str, bytes]]:
+    rest: dict[str, Any] = {"model": "bench", "stream": stream}
+    turns = [{"role": "user", "content": question}]
+    asked = {
+        "chat": (CHAT, {**rest, "messages": [{"role": "system", "content": SYSTEM}, *turns]}),
+        "responses": ("/v1/responses", {**rest, "store": False, "instructions": SYSTEM, "input": question}),
+        "messages": ("/v1/messages", {**rest, "max_tokens": 1000, "system": SYSTEM, "messages": turns}),
+        "completions": ("/v1/completions", {**rest, "prompt": question}),
+        "ollama": ("/api/chat", {**rest, "messages": [{"role": "system", "content": SYSTEM}, *turns]}),
+    }
+    return {name: (path, json.dumps(body).encode()) for name, (path, body) in asked.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """What wrk saw."""
@@ -69,18 +86,18 @@ class Wrk:
         self._folder = folder
         self._seconds = seconds
 
-    def same(self, url: str, body: bytes, headers: Sequence[str] = ()) -> Load:
+    def same(self, url: str, body: bytes, headers: Sequence[str] = (), path: str = CHAT) -> Load:
         """One request over and over."""
-        return self._run(url, body, b"", "same", headers, count_verdicts=False)
+        return self._run(url + path, body, b"", "same", headers, count_verdicts=False)
 
     def numbered(self, url: str, question: str, first: int, headers: Sequence[str] = ()) -> Load:
         """Requests that differ in one number, which stands where `question` has `@`."""
         head, tail = chat(question).split(b"@")
-        return self._run(url, head, tail, str(first), headers, count_verdicts=False)
+        return self._run(url + CHAT, head, tail, str(first), headers, count_verdicts=False)
 
     def lines(self, url: str, questions: Sequence[str]) -> Load:
         """These questions, one after another, and from the start again; verdicts are counted."""
-        return self._run(url, b"\n".join(map(chat, questions)), b"", "0", (), count_verdicts=True)
+        return self._run(url + CHAT, b"\n".join(map(chat, questions)), b"", "0", (), count_verdicts=True)
 
     def _run(
         self, url: str, head: bytes, tail: bytes, first: str, headers: Sequence[str], *, count_verdicts: bool
@@ -93,7 +110,7 @@ class Wrk:
         command += [
             "-s",
             str(Path(__file__).with_name("bodies.lua")),
-            url + CHAT,
+            url,
             "--",
             *map(str, files),
             first,
@@ -131,10 +148,10 @@ class Caller:
     def __exit__(self, *_: object) -> None:
         self._socket.close()
 
-    def ask(self, body: bytes, headers: Sequence[str] = ()) -> tuple[float, bytes, bytes]:
+    def ask(self, body: bytes, headers: Sequence[str] = (), path: str = CHAT) -> tuple[float, bytes, bytes]:
         """Return milliseconds to the first byte of the body, the head and the body of the reply."""
         fields = [f"Host: {self._host}", "Authorization: Bearer bench", "Content-Type: application/json", *headers]
-        head = "\r\n".join([f"POST {CHAT} HTTP/1.1", *fields, f"Content-Length: {len(body)}", "", ""])
+        head = "\r\n".join([f"POST {path} HTTP/1.1", *fields, f"Content-Length: {len(body)}", "", ""])
         began = time.perf_counter()
         self._socket.sendall(head.encode() + body)
         received = b""
@@ -172,6 +189,34 @@ def header(head: bytes, name: str) -> str:
         if field.lower() == name.lower():
             return value.strip()
     return ""
+
+
+# A conversation of a megabyte
+
+_TURN = "I have read the manual of the stove and it still does not say how to \"prime\" it.\nWhat now? 5 % of \u00fc."
+    'I have read the whole manual of the stove and it still does not say how to "prime" it.\nWhat now? 5 % of \u00fc.'
+)
+
+
+def plan_ms(dialect: str, times: int) -> float:
+    """Median milliseconds to plan a conversation of 1 MB in a dialect of `in_dialects`, each time as if never seen."""
+    path, body = in_dialects("And after that?", stream=False)[dialect]
+    tree = json.loads(body)
+    turns = 1_000_000 // len(json.dumps({"role": "user", "content": _TURN}))
+    earlier = [{"role": ("user", "assistant")[turn % 2], "content": f"{turn}: {_TURN}"} for turn in range(turns)]
+    name = "input" if dialect == "responses" else "messages"
+    tree[name] = [*earlier, {"role": "user", "content": "And after that?"}]
+    body = json.dumps(tree).encode()
+    address = find_address(path)
+    assert address is not None and len(body) > 1_000_000
+    planner = Planner(config.build({"routes": [{}]}), "bench")
+    tenant = Tenant("bench")
+    spent = []
+    for _ in range(times):
+        began = time.perf_counter()
+        planner.plan(address, {}, body, tenant, "")
+        spent.append((time.perf_counter() - began) * 1000)
+    return median(spent)
 
 
 # Questions that were never asked before, each near to one that was.
