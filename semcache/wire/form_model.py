@@ -1,0 +1,81 @@
+"""The model that an upload names: a field of a multipart form, looked for at its beginning only.
+
+The rule: an upload is never held to be read. What was looked at goes on as it came, and a form that does not name its
+model within the first bytes is routed as one that names none. The SDKs send the fields before the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from email.message import Message
+
+LOOKED_AT_BYTES = 64 * 1024
+
+_LONGEST_NAME_BYTES = 256
+
+
+async def read_form_model(
+    content_type: str, body: AsyncIterator[bytes], looked_at_bytes: int = LOOKED_AT_BYTES
+) -> tuple[str | None, AsyncIterator[bytes]]:
+    """Return the model, None if it is not found, and the whole body, of which the beginning has been waited for."""
+    boundary = _parameters(content_type).get("boundary", "")
+    seen: list[bytes] = []
+    model, settled = None, not boundary
+    while not settled:
+        piece = await anext(body, None)
+        if piece is None:
+            break
+        seen.append(piece)
+        start = b"".join(seen)
+        model, settled = find_model(boundary, start[:looked_at_bytes])
+        settled = settled or len(start) >= looked_at_bytes
+    return model, _joined(seen, body)
+
+
+def find_model(boundary: str, start: bytes) -> tuple[str | None, bool]:
+    """Return the model that the start of a form names, and whether that is settled: more of the form is then no help.
+
+    A file ends the search: what follows may be far away.
+    """
+    _, *parts = (b"\r\n" + start).split(b"\r\n--" + boundary.encode("utf-8", "surrogateescape"))
+    for number, part in enumerate(parts, 1):
+        head, ended, value = part.partition(b"\r\n\r\n")
+        if not ended:
+            return None, part.startswith(b"--")
+        names = _disposition(head)
+        if names.get("filename") is not None:
+            return None, True
+        if names.get("name") == "model":
+            if number == len(parts):  # its end is not here yet
+                return None, len(value) > _LONGEST_NAME_BYTES
+            return _as_name(value), True
+    return None, False
+
+
+def _as_name(value: bytes) -> str | None:
+    try:
+        name = value.decode()
+    except UnicodeDecodeError:
+        return None
+    return name if name and len(value) <= _LONGEST_NAME_BYTES else None
+
+
+def _disposition(head: bytes) -> dict[str, str]:
+    for line in head.split(b"\r\n"):
+        name, _, value = line.partition(b":")
+        if name.strip().lower() == b"content-disposition":
+            return _parameters(value.decode("utf-8", "replace"))
+    return {}
+
+
+def _parameters(value: str) -> dict[str, str]:
+    message = Message()
+    message["x"] = value.replace("\r", " ").replace("\n", " ").strip()
+    return {name: text for name, text in message.get_params((), "x") or () if isinstance(text, str)}
+
+
+async def _joined(seen: list[bytes], rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    for piece in seen:
+        yield piece
+    async for piece in rest:
+        yield piece
