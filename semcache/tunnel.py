@@ -18,6 +18,8 @@ from aiohttp import web
 from aiohttp.http import HttpVersion, HttpVersion11
 from multidict import CIMultiDict, CIMultiDictProxy, MultiMapping
 
+from semcache.errors import ClientError
+
 # No byte either way for this long, and the tunnel is closed. A session may be quiet while nobody speaks, and the
 # clients' pings (every 20 s in `websockets`) reset it; an hour is the longest that OpenAI lets a session live.
 SILENCE_S = 3600.0
@@ -79,6 +81,21 @@ def is_asked_for(request: web.BaseRequest) -> bool:
 def switch(request: web.BaseRequest, headers: Headers) -> End:
     """Answer a handshake with 101 and these fields. Raises ClientGone, and ValueError for a field with a line break."""
     return cast(Switchable, request.protocol).switch(headers)
+
+
+def refuse_another_sites_page(headers: MultiMapping[str]) -> None:
+    """For a caller without a key. No browser asks a server before it opens a WebSocket to it, so any page that somebody
+    visits could reach a proxy on his machine, spend the operator's key and read the answers.
+
+    Raises ClientError 403.
+    """
+    origin = headers.get("Origin")
+    if origin is not None and origin.partition("://")[2].lower() != headers.get("Host", "").strip().lower():
+        raise ClientError(
+            "a page of another site may open a WebSocket here only with a key of its own",
+            status=403,
+            code="foreign_origin",
+        )
 
 
 def with_offered_key(headers: CIMultiDictProxy[str]) -> MultiMapping[str]:

@@ -23,7 +23,16 @@ from websockets.typing import Subprotocol
 
 from semcache import config
 from semcache.app import App
-from semcache.tunnel import EARLY_BYTES, End, relay, switching, with_offered_key, without_offered_keys
+from semcache.errors import ClientError
+from semcache.tunnel import (
+    EARLY_BYTES,
+    End,
+    refuse_another_sites_page,
+    relay,
+    switching,
+    with_offered_key,
+    without_offered_keys,
+)
 from tests.fakes import Clock, WordsEmbedder
 from tests.harness import Proxy, running_proxy, until
 from tests.scripted_upstream import (
@@ -648,6 +657,39 @@ def test_a_line_break_in_a_field_is_no_field_of_its_own() -> None:
     for value in ("1\r\nY: 2", "1\nY: 2", "1\r", "1\0"):
         with pytest.raises(ValueError):
             switching([("X", value)])
+
+
+@pytest.mark.parametrize(
+    "origin, is_foreign",
+    [
+        (None, False),
+        ("http://Localhost:8080", False),
+        ("https://localhost:8080", False),
+        ("http://localhost", True),
+        ("http://evil.example", True),
+        ("http://localhost:8080.evil.example", True),
+        ("null", True),
+        ("", True),
+    ],
+)
+def test_a_page_of_another_site_is_told_from_our_own(origin: str | None, is_foreign: bool) -> None:
+    fields = CIMultiDict({"Host": "localhost:8080"} | ({} if origin is None else {"Origin": origin}))
+    if is_foreign:
+        with pytest.raises(ClientError) as refused:
+            refuse_another_sites_page(fields)
+        assert refused.value.status == 403
+    else:
+        refuse_another_sites_page(fields)
+
+
+async def test_a_page_of_another_site_cannot_spend_the_operators_key(tmp_path: Path) -> None:
+    async with speaking(tmp_path, api_key="sk-operator") as (proxy, server):
+        page = [*ASKS, "Origin: http://evil.example"]
+        async with raw(proxy, handshake(*page)) as client:
+            assert (await client.head()).startswith("HTTP/1.1 403 ")
+        assert server.requests == []
+        async with raw(proxy, handshake(*page, "Authorization: Bearer sk-of-its-own")) as client:
+            assert "101 Switching" in await client.head()
 
 
 def test_every_key_that_a_browser_offers_counts() -> None:
