@@ -193,9 +193,7 @@ def header(head: bytes, name: str) -> str:
 
 # A conversation of a megabyte
 
-_TURN = "I have read the manual of the stove and it still does not say how to \"prime\" it.\nWhat now? 5 % of \u00fc."
-    'I have read the whole manual of the stove and it still does not say how to "prime" it.\nWhat now? 5 % of \u00fc.'
-)
+_TURN = 'I have read the manual of the stove and it still does not say how to "prime" it.\nWhat now? 5 % of \u00fc.'
 
 
 def plan_ms(dialect: str, times: int) -> float:
