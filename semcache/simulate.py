@@ -175,12 +175,14 @@ class Simulator:
         said = {**orders, "reasoning": ""} if endpoint.thinks(body) else orders
         pace, number, now = self._pace(orders), next(self._numbers), time.time()
         reply = answers.joined([answers.write_reply(ask, said, number, now, pace) for ask in endpoint.read(body)])
+        if not reply.choices:  # nothing was asked
+            pace = answers.AT_ONCE
         stream = body.get("stream")
         if (endpoint.streams_unasked if stream is None else stream) and "error-200" not in orders:
             events = endpoint.events(reply, body)
             return await self._stream(request, path, events, pace, endpoint.media_type, orders)
-        if reply.choices and reply.duration_s:
-            await asyncio.sleep(reply.duration_s)
+        if delay_s := pace.ttft_s + reply.completion_tokens * pace.token_s:
+            await asyncio.sleep(delay_s)
         return await _send(request, path, endpoint.whole(reply, body), orders)
 
     def _pace(self, orders: Mapping[str, str]) -> Pace:

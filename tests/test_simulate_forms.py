@@ -490,6 +490,14 @@ async def test_ollama_tells_the_pace_that_was_set(backend: Simulator) -> None:
     assert last["total_duration"] == last["prompt_eval_duration"] + last["eval_duration"]
 
 
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_loading_a_model_takes_no_time(backend: Simulator, path: str, stream: bool) -> None:
+    async with asyncio.timeout(10):
+        _, _, raw = await post(backend, path, {"model": "m", "stream": stream}, "ttft=30s")
+    assert json.loads(raw)["done_reason"] == "load"
+
+
 # Errors
 
 
