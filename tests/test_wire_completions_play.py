@@ -47,7 +47,7 @@ def stored(recording: Recording, form: Form) -> Answer:
     return reading.answer
 
 
-def played(answer: Answer, form: Form, identity: Identity = RECORDED, **wish: bool) -> bytes:
+def played(answer: Answer, form: Form, identity: Identity = RECORDED, **wish: Any) -> bytes:
     return LEGACY.prepare(answer, Rendition(form, **wish)).play_whole(identity)
 
 
@@ -65,7 +65,7 @@ def sdk(reply: bytes, request: Json) -> Json:
     with openai.OpenAI(
         api_key="k", base_url="http://proxy.example/v1", http_client=httpx2.Client(transport=transport)
     ) as client:
-        answer = client.completions.create(**request)
+        answer: Any = client.completions.create(**request)
         return added_up([chunk.to_dict() for chunk in answer]) if stream else answer.to_dict()
 
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from semcache.errors import ClientError
 from semcache.types import Ask
 from semcache.wire import Address
 from semcache.wire.openai import NOT_CONTEXT, OpenAIChat
+from semcache.wire.requests import by_digest
 
 OPENAI = OpenAIChat()
 CHAT = Address(OPENAI, "openai", "chat/completions", "/v1/chat/completions")
@@ -155,6 +157,39 @@ def test_earlier_turns_and_media_are_context() -> None:
     assert len(set(contexts)) == len(contexts)
 
 
+LONG = "A" * 300
+MEDIA: list[Any] = [
+    lambda data: {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}", "detail": "low"}},
+    lambda data: {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}},
+    lambda data: {"type": "file", "file": {"filename": "a.pdf", "file_data": f"data:application/pdf;base64,{data}"}},
+    lambda data: {"type": "of tomorrow", "frames": [{"data": data}]},
+]
+
+
+@pytest.mark.parametrize("part", MEDIA)
+def test_media_enter_the_context_by_their_digest(part: Any) -> None:
+    one, again, other = (ask(user([*text("x"), part(data)])) for data in (LONG * 1000, LONG * 1000, LONG * 1000 + "B"))
+    assert one.context == again.context != other.context
+    assert len(one.context) < 500
+    assert one.question == "x"
+    assert one.traits.has_media
+    assert ask(user([*text("x"), part(LONG)])).context != ask(user([part(LONG), *text("x")])).context
+
+
+def test_no_part_can_be_written_like_a_digest() -> None:
+    digest = by_digest(LONG)
+    url = str(orjson.dumps(digest), "ascii")
+    part = {"type": "image_url", "image_url": {"url": LONG}}
+    assert ask(user([part])).context != ask(user([{**part, "image_url": {"url": url}}])).context
+    assert ask(user([part])).context != ask(user([{**part, "image_url": {"url": LONG + "A"}}])).context
+
+
+def test_media_of_every_message_are_replaced() -> None:
+    part = MEDIA[0](LONG)
+    assert LONG.encode() not in ask(user([part]), user([part, *text("x")])).context
+    assert ask({"role": "system", "content": LONG}, USER).context.count(LONG.encode()) == 1, "text stays text"
+
+
 @pytest.mark.parametrize("name", NOT_CONTEXT)
 def test_delivery_and_identity_are_not_context(name: str) -> None:
     value = {"stream": True, "stream_options": {"include_usage": True}, "prompt_cache_options": {"ttl": "30m"}}.get(
@@ -194,6 +229,25 @@ def test_order_of_members_and_white_space_change_nothing() -> None:
     one = ask_raw(b'{"model":"m","messages":[{"role":"user","content":"x"}],"top_p":0.5}')
     other = ask_raw(b'{ "top_p" : 0.5,\n"messages":[{"content":"x","role":"user"}],\t"model":"\\u006d"}')
     assert (one.context, one.question, one.model) == (other.context, other.question, other.model)
+
+
+names = st.sampled_from(["n", "seed", "stop", "tools", "user", "store", "metadata", "stream_options", "tomorrow"])
+some = st.none() | st.booleans() | st.integers(1, 5) | st.sampled_from(["a", "b"]) | st.lists(st.text(max_size=1))
+
+
+@given(st.dictionaries(names, some, max_size=4), names, some)
+def test_equal_contexts_mean_equal_requests_but_for_the_list(fields: dict[str, Any], name: str, value: Any) -> None:
+    other = {**fields, name: value}
+    try:
+        one, two = ask(**fields), ask(**other)
+    except ClientError:
+        return
+
+    def counted(tree: dict[str, Any]) -> str:
+        kept = {key: item for key, item in tree.items() if key not in NOT_CONTEXT}
+        return json.dumps(kept, sort_keys=True)
+
+    assert (one.context == two.context) == (counted(fields) == counted(other))
 
 
 json_values = st.recursive(

@@ -120,7 +120,7 @@ def _take_question(tree: Tree) -> str | None:
     """Return the prompt and leave a mark in its place; None, and the tree as it was, where it is no question."""
     if any(tree.get(name) not in (None, False, "") for name in _OF_THIS_PROMPT):
         return None
-    prompt = tree.get("prompt")
+    prompt: Any = tree.get("prompt")
     is_list = type(prompt) is list and len(prompt) == 1
     text = prompt[0] if is_list else prompt
     if type(text) is not str or not text.strip():

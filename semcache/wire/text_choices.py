@@ -19,7 +19,7 @@ class TextChoices:
         index = choice.get("index", Number(str(place)))
         text: str = choice["text"]
         probs = choice.get("logprobs")
-        pieces = list(_tokens(text, probs)) or [(piece, None) for piece in words(text)]
+        pieces: list[tuple[str, Any]] = list(_tokens(text, probs)) or [(piece, None) for piece in words(text)]
         if probs is not None and all(one is None for _, one in pieces):  # they belong to no piece: first comes all
             pieces = [("", probs), *pieces]
 
