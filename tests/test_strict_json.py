@@ -10,7 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semcache.errors import ClientError
-from semcache.wire.strict_json import MAX_DEPTH, MAX_NUMBER, Number, canonical, parse, spans
+from semcache.wire.strict_json import (
+    COMPACT_CHARS,
+    MAX_DEPTH,
+    MAX_NUMBER,
+    Number,
+    canonical,
+    decode,
+    encode,
+    parse,
+    spans,
+)
 
 
 @pytest.mark.parametrize(
@@ -172,3 +182,24 @@ def test_spans_show_where_each_value_stands(value: dict[str, Any], random: Any) 
 def test_spans_of_what_is_no_object_are_an_error(text: str) -> None:
     with pytest.raises(ValueError):
         spans(text)
+
+
+LONG = {"text": "x" * COMPACT_CHARS}  # past it, a text may be read the quick way
+
+
+@given(objects, st.randoms(use_true_random=False))
+def test_a_long_text_reads_alike_however_it_is_written(members: dict[str, object], random: Any) -> None:
+    tree = {**members, **LONG}
+    compact = encode(tree)
+    assert canonical(decode(compact.decode())) == canonical(decode(written(tree, random))) == canonical(tree)
+
+
+@pytest.mark.parametrize("spaces", ["", " "])
+@pytest.mark.parametrize(
+    "member", ['"a":1,"a":1', '"a":{"b":1,"c":2,"b":1}', '"a":[{"b":1,"\\u0062":1}]', '"a":NaN', '"a":"\\ud800"']
+)
+def test_what_is_refused_in_a_short_text_is_refused_in_a_long_one(member: str, spaces: str) -> None:
+    long = json.dumps(LONG)[1:]
+    for text in (f"{{{member}{spaces}}}", f"{{{member},{spaces}{long}", f"{{{long[:-1]},{spaces}{member}}}"):
+        with pytest.raises(ValueError):
+            decode(text)
