@@ -258,7 +258,7 @@ async def test_hints_and_the_end_user_change_nothing(tmp_path: Path) -> None:
     async with proxied(tmp_path) as (_, server, client):
         first = await ask(client, **of("u-1"))
         hint = {"cache_control": {"type": "ephemeral"}}
-        assert but_id(await ask(client, **of("u-2", **hint), **hint, service_tier="standard_only")) == but_id(first)
+        assert but_id(await ask(client, **of("u-2", **hint), **hint)) == but_id(first)
         assert server.requests == 1
         await ask(client, messages=ASKED)
         assert server.bodies[0]["metadata"] == {"user_id": "u-1"}

@@ -131,6 +131,7 @@ DIFFERENT: list[dict[str, Any]] = [
     {"output_config": {"format": {"type": "json_schema", "schema": {}}}},
     {"context_management": {"edits": []}},
     {"inference_geo": "eu"},
+    {"service_tier": "standard_only"},
     {"speed": "fast"},
     {"fallbacks": "default"},
     {"metadata": {"label": "x"}},
@@ -209,7 +210,7 @@ def test_order_of_members_and_white_space_change_nothing() -> None:
 
 @pytest.mark.parametrize("name", NOT_CONTEXT)
 def test_delivery_is_not_context(name: str) -> None:
-    value = {"stream": True, "cache_control": BREAK, "service_tier": "standard_only"}[name]
+    value = {"stream": True, "cache_control": BREAK}[name]
     assert ask(**{name: value}).context == ask().context
     assert ask(**{name: value}).body != ask().body
 
@@ -328,7 +329,7 @@ def test_requests_that_differ_outside_of_delivery_have_different_contexts(one: A
     one, other = ({name: value for name, value in tree.items() if name not in known} for tree in (one, other))
     same = json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
     assert (ask(**one).context == ask(**other).context) is same
-    delivered = {"stream": True, "service_tier": "auto", "cache_control": BREAK, "metadata": {"user_id": "u"}}
+    delivered = {"stream": True, "cache_control": BREAK, "metadata": {"user_id": "u"}}
     assert ask(**one, **delivered).context == ask(**one).context
 
 

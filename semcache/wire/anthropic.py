@@ -30,9 +30,9 @@ from semcache.wire.strict_json import Number, Tree
 NOT_CONTEXT = (
     "stream",  # delivery: one recording plays in both forms
     "cache_control",  # delivery: what of the prompt the vendor keeps computed
-    "service_tier",  # delivery: whether capacity paid for in advance may be used. It is the same model's answer
 )
-# `inference_geo` stays in: it is a promise about places, which an answer computed elsewhere would break.
+# Staying in: `inference_geo`, a promise about places, which an answer computed elsewhere would break, and
+# `service_tier`, for the answer says which capacity served it, and so what it has cost.
 
 # Headers that change the effective request. A workspace decides which files and models a request reaches, and a user
 # profile for whom it is made: another company, whose answers are not for the next.
