@@ -46,8 +46,12 @@ serve: $(INSTALLED) model  ## start the proxy (UPSTREAM=http://127.0.0.1:8000/v1
 	@$(BIN)/semcache serve $(if $(UPSTREAM),--upstream $(UPSTREAM)) $(ARGS)
 
 .PHONY: test
-test: lint model  ## the whole suite: lint, types, tests (ARGS="-k purge": some of the tests)
+test: lint model $(if $(CI),test-clients)  ## the whole suite: lint, types, tests (ARGS="-k purge": some of the tests)
 	@$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: test-clients
+test-clients: $(INSTALLED) model  ## the clients people use, each in its own environment (CLIENTS="openai-node -v": one)
+	@$(BIN)/python -m tests.e2e.run $(CLIENTS)
 
 .PHONY: lint
 lint: $(INSTALLED)  ## style and types only
@@ -86,5 +90,5 @@ tools:
 
 .PHONY: clean
 clean:  ## remove what this file made, but the prepared models in the user's cache folder
-	rm -rf .venv build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .make
+	rm -rf .venv .venv-clients tests/e2e/clients/*/node_modules build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .make
 	find semcache tests loadtests -name __pycache__ -prune -exec rm -rf {} +

@@ -83,7 +83,7 @@ def _read(client: Client, output: str, upstream: Upstream) -> Result:
         section, api, feature = said["section"], said["api"], said["feature"]
         plan = FEATURES[section][feature]
         texts = plan.get("texts") or [plan["question"]]
-        why = judge(feature, plan, said["saw"], upstream.about(f"sk-{api}-{said['mode']}", *texts))
+        why = judge(feature, plan, said["saw"], upstream.about(said["key"], *texts))
         if why is not None and said["mode"]:
             why = f"{said['mode']}: {why}"
         row = result.rows.setdefault((section, api), {})

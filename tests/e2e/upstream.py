@@ -133,7 +133,7 @@ class Upstream:
         except ValueError:
             return self._fail(path, 400, "We could not parse the JSON body of your request.")
         if deployment is not None:  # the path names the model, the body need not
-            body.setdefault("model", deployment)
+            body["model"] = body.get("model") or deployment
         endpoint = _ENDPOINTS.get(path)
         if endpoint is None and path not in _EMBEDDINGS:
             return self._fail(path, 404, f"Invalid URL ({request.method} /{path})")

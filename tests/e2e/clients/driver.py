@@ -2,7 +2,8 @@
 
 A client's program gives adapters: classes made for one call with a base URL (without `/v1`), a key and headers, whose
 methods are the verbs of features.json. A verb returns what the client saw; a feature whose verbs an adapter lacks is
-left out. Nothing is judged here: that is done in one place, for all languages (tests/e2e/judge.py).
+left out, as is one that takes headers where the client cannot send any (`sends_headers = False`). Nothing is judged
+here: that is done in one place, for all languages (tests/e2e/judge.py).
 """
 
 from __future__ import annotations
@@ -36,18 +37,28 @@ def drive(packages: Sequence[str], talk: Mapping[str, type], embeddings: Mapping
     given = json.loads(os.environ["SEMCACHE_E2E"])
     _say(versions={name: version(name) for name in packages})
     wanted = sys.argv[1:]
-    for section, adapters in (("talk", talk), ("embeddings", embeddings or {})):
-        for name, adapter in adapters.items():
-            api, _, mode = name.partition(" ")
-            if wanted and api not in wanted:
-                continue
-            for feature, plan in given["features"][section].items():
-                if all(hasattr(adapter, step["do"]) for step in plan["steps"]):
-                    saw = asyncio.run(_play(given, adapter, f"sk-{api}-{mode}", plan))
-                    _say(section=section, api=api, mode=mode, feature=feature, saw=saw)
+    with asyncio.Runner() as runner:  # one loop for all: libraries keep connections that belong to it
+        for section, adapters in (("talk", talk), ("embeddings", embeddings or {})):
+            for name, adapter in adapters.items():
+                api, _, mode = name.partition(" ")
+                if wanted and api not in wanted:
+                    continue
+                for feature, plan in given["features"][section].items():
+                    if _can(adapter, plan["steps"]):
+                        key = f"sk-{api}-{mode}"
+                        saw = _play(given, runner, adapter, key, plan)
+                        key = key if getattr(adapter, "sends_key", True) else ""
+                        _say(section=section, api=api, mode=mode, feature=feature, key=key, saw=saw)
 
 
-async def _play(given: Mapping[str, str], adapter: type, key: str, plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _can(adapter: type, steps: Sequence[Mapping[str, Any]]) -> bool:
+    sends_headers = getattr(adapter, "sends_headers", True)
+    return all(hasattr(adapter, step["do"]) and (sends_headers or "headers" not in step) for step in steps)
+
+
+def _play(
+    given: Mapping[str, str], runner: asyncio.Runner, adapter: type, key: str, plan: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     saw = []
     for step in plan["steps"]:
         is_direct = step.get("via") == "upstream"
@@ -56,7 +67,7 @@ async def _play(given: Mapping[str, str], adapter: type, key: str, plan: Mapping
         try:
             client = adapter(base, f"{key}-direct" if is_direct else key, dict(step.get("headers", {})))
             seen = getattr(client, step["do"])(texts)
-            saw.append(await seen if inspect.isawaitable(seen) else seen)
+            saw.append(runner.run(seen) if inspect.iscoroutine(seen) else seen)
         except Exception as exc:  # whatever a client raises is what is to be seen
             saw.append({"error": _describe(exc)})
     return saw

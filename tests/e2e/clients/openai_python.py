@@ -242,6 +242,12 @@ class Responses:
         raw = self.client.responses.with_raw_response.create(input=items, tools=RESPONSE_TOOLS, **self.asked)
         return _response_seen(raw.parse(), raw.headers)
 
+    def state(self, question: str) -> dict[str, Any]:
+        """The vendor keeps the conversation, and is sent what is new."""
+        self.asked["store"] = True
+        first = self.client.responses.create(input=question, **self.asked)
+        return self.text(f"{question} Say more.", previous_response_id=first.id)
+
     def object(self, question: str) -> dict[str, Any]:
         raw = self.client.responses.with_raw_response.parse(input=question, text_format=Place, **self.asked)
         return _response_seen(raw.parse(), raw.headers)
