@@ -76,11 +76,16 @@ def test_the_openai_sdk_raises_what_it_would_for_the_vendor(
         (ClientError("no", status=403), anthropic.PermissionDeniedError, "permission_error"),
         (ClientError("no", status=404), anthropic.NotFoundError, "not_found_error"),
         (ClientError("no", status=405), anthropic.APIStatusError, "invalid_request_error"),
-        (ClientError("no", status=413), anthropic.APIStatusError, "request_too_large"),
+        (ClientError("no", status=408), anthropic.RequestTimeoutError, "invalid_request_error"),
+        (ClientError("no", status=413), anthropic.ContentTooLargeError, "request_too_large"),
+        (ClientError("no", status=415), anthropic.APIStatusError, "invalid_request_error"),
         (ClientError("no", status=429), anthropic.RateLimitError, "rate_limit_error"),
+        (ClientError("no", status=504, code="not_cached"), anthropic.GatewayTimeoutError, "timeout_error"),
+        (SemcacheError("no"), anthropic.InternalServerError, "api_error"),
         (UpstreamError("no"), anthropic.InternalServerError, "api_error"),
-        (UpstreamError("no", status=503), anthropic.InternalServerError, "overloaded_error"),
-        (UpstreamError("no", status=504), anthropic.InternalServerError, "timeout_error"),
+        (UpstreamError("no", status=503), anthropic.ServiceUnavailableError, "overloaded_error"),
+        (UpstreamError("no", status=504), anthropic.GatewayTimeoutError, "timeout_error"),
+        (UpstreamError("no", status=529), anthropic.OverloadedError, "overloaded_error"),
     ],
 )
 def test_the_anthropic_sdk_raises_what_it_would_for_the_vendor(
@@ -88,7 +93,7 @@ def test_the_anthropic_sdk_raises_what_it_would_for_the_vendor(
 ) -> None:
     with pytest.raises(raised) as found:
         ask_anthropic(answering(error.status, ANTHROPIC.error_body(error, "req_1"), "application/json"), stream=False)
-    assert found.value.status_code == error.status
+    assert (found.value.status_code, found.value.api_message) == (error.status, "no")
     assert found.value.body == {"type": "error", "error": {"type": kind, "message": "no"}, "request_id": "req_1"}
 
 
