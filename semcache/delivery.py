@@ -1,0 +1,245 @@
+"""DELIVER, as far as it does not matter how a reply is sent: status, header fields and body of whatever is played.
+
+There is one way for each kind: a stored answer, a batch of them, a recording in the form that was asked, and a
+recording that has to be rendered first. The proxy sends what comes out over a socket (server.py); a program is handed
+it (inprocess.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+from typing import TypeVar
+
+from cachetools import LRUCache
+
+from semcache import wire
+from semcache.batches import assemble_partly, assemble_stored
+from semcache.cache.policy import Directives
+from semcache.errors import CacheFault
+from semcache.forwarding import Source
+from semcache.pipeline import Followed, Pipeline, Played, PlayedBatch
+from semcache.planning import Plan
+from semcache.status_headers import cache_status, server_timing
+from semcache.types import Entry, Form, Match, Outcome
+from semcache.wire.recording import Follower, Recording
+from semcache.wire.score import RECORDED, Score
+
+PREPARE_INLINE_BYTES = 32 * 1024  # a stored answer of 1 MB takes some 30 ms to render, the first time it is played
+SCORES_BYTES = 64 * 1024 * 1024  # rendered answers kept in memory
+
+# Fields of an upstream's reply that we write ourselves. Its Cache-Status stays: ours is appended as the nearest cache.
+_OURS = frozenset({"content-length", "transfer-encoding", "server-timing", "x-request-id"})
+
+_OF_THE_BODY = frozenset({"content-type", "content-encoding"})
+
+Headers = list[tuple[str, str]]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A reply, ready to be sent. Whoever has it closes it, when its last byte has left or nobody wants it any more."""
+
+    status: int
+    headers: Headers  # less those that frame the body
+    body: bytes | AsyncIterator[bytes]  # whole, or as it comes: raises SemcacheError where it breaks off
+    is_stream: bool = False  # a whole body that is a stream all the same: events, played at once
+    leave: Callable[[], object] | None = None
+
+    def close(self) -> None:
+        """Follow no longer; the outcome then tells what the answer cost and whether it was kept. Does nothing twice."""
+        if self.leave is not None:
+            self.leave()
+
+
+class Deliverer:
+    """Asks the pipeline, and makes a delivery of whatever it says."""
+
+    def __init__(self, pipeline: Pipeline, clock: Callable[[], float]) -> None:
+        self._pipeline = pipeline
+        self._clock = clock
+        self._scores: LRUCache[tuple[int, wire.Rendition], Score] = LRUCache(
+            SCORES_BYTES, getsizeof=lambda score: score.size_bytes
+        )
+
+    async def respond(self, plan: Plan, asked: Directives, source: Source, outcome: Outcome) -> Delivery:
+        """Answer a request, and say in `outcome` how. Raises SemcacheError where there is no answer to give."""
+        reply = await self._pipeline.respond(plan, asked, source, outcome)
+        if not isinstance(reply, Followed):
+            try:
+                if isinstance(reply, Played):
+                    return await self._play(plan, reply.match, asked, outcome)
+                return await self._play_batch(plan, reply, outcome)
+            except CacheFault:  # what is stored cannot be rendered: a fresh answer will replace it
+                reply = self._pipeline.forward_instead(plan, asked, source, outcome)
+        try:
+            return await self._follow(plan, reply, outcome)
+        except CacheFault:  # what another's fetch brought is no answer to this request
+            reply = self._pipeline.forward_alone(plan, asked, source, outcome)
+            return await self._follow(plan, reply, outcome)
+
+    # What is stored
+
+    async def _play(self, plan: Plan, match: Match, asked: Directives, outcome: Outcome) -> Delivery:
+        """A stored answer: rendered once for all its hits, with an id and a time of its own for each."""
+        score = await self._score(plan, match.entry)
+        identity = self._identity(plan, match.entry.writer)
+        headers = [("Content-Type", score.content_type), *own_headers(outcome)]
+        headers.append(("Age", str(int(match.age_s))))
+        headers.append(("Semcache-Entry", match.entry.id))
+        if not plan.ask.stream:
+            return Delivery(200, headers, score.play_whole(identity))
+        headers.append(("Cache-Control", "no-cache"))
+        pace = asked.replay or plan.route.cache.replay
+        if pace == "instant":
+            return Delivery(200, headers, score.play_whole(identity), is_stream=True)
+        return Delivery(200, headers, _paced(score.play(identity), score.schedule(pace)))
+
+    async def _play_batch(self, plan: Plan, reply: PlayedBatch, outcome: Outcome) -> Delivery:
+        size_bytes = sum(match.entry.answer.size_bytes for match in reply.matches)
+        score, outcome.usage = await _aside(size_bytes, partial(assemble_stored, plan, reply.matches))
+        headers = [("Content-Type", score.content_type), *own_headers(outcome)]
+        headers.append(("Age", str(int(outcome.age_s or 0))))
+        if outcome.entry_id is not None:
+            headers.append(("Semcache-Entry", outcome.entry_id))
+        return Delivery(200, headers, score.play_whole(RECORDED))
+
+    async def _score(self, plan: Plan, entry: Entry) -> Score:
+        """Raises CacheFault when the stored answer cannot be rendered."""
+        key = (entry.seq, _rendition(plan, zero_usage=plan.route.cache.usage == "zero"))
+        score = self._scores.get(key)
+        if score is None:
+            answer = entry.answer
+            score = await _aside(answer.size_bytes, partial(plan.dialect.prepare, answer, key[1]))
+            if score.size_bytes <= SCORES_BYTES:
+                self._scores[key] = score
+        return score
+
+    def _identity(self, plan: Plan, writer: str) -> wire.Identity:
+        """The id and the time that a replay shows. `writer`: the tenant whose request brought the answer."""
+        is_handle = plan.ask.traits.id_is_a_handle and writer == plan.tenant.id
+        if is_handle or plan.route.cache.identity == "original":
+            return RECORDED
+        return plan.dialect.fresh_identity(self._clock())
+
+    # What is being written
+
+    async def _follow(self, plan: Plan, reply: Followed, outcome: Outcome) -> Delivery:
+        """A reply that is being written. Leaving it, for whatever reason, is one follower less.
+
+        Raises CacheFault, before a byte has left, when it is another's and no answer to this request.
+        """
+        recording = reply.flight.recording
+        with ExitStack() as following:
+            following.enter_context(reply.flight)
+            follower = following.enter_context(recording.join())
+            following.callback(_conclude, recording, outcome)
+            status, headers, body = await self._followed(plan, reply, follower, outcome)
+            return Delivery(status, headers, body, plan.ask.stream and status == 200, following.pop_all().close)
+
+    async def _followed(
+        self, plan: Plan, reply: Followed, follower: Follower, outcome: Outcome
+    ) -> tuple[int, Headers, bytes | AsyncIterator[bytes]]:
+        recording = reply.flight.recording
+        # Nothing of a JSON answer leaves before its end, so there is no need to wake for each of its frames.
+        is_whole = not recording.is_stream and await recording.whole()
+        await recording.begun()
+        if reply.is_anothers and recording.status != 200:
+            raise CacheFault("the error of another tenant's fetch: it may be about his key")
+        _adopt(reply, outcome)
+        if not reply.is_relayed and recording.status == 200:
+            return await self._render(plan, reply, outcome)
+        if recording.is_stream and recording.status != 200:  # an error, and no stream
+            is_whole = await recording.whole()
+        if not outcome.collapsed:
+            outcome.stored = recording.stored
+        fields = relayed(recording.headers)
+        if reply.is_anothers:  # his limits, cookies and ids stay his
+            fields = [(name, value) for name, value in fields if name.lower() in _OF_THE_BODY]
+        headers = [*fields, *own_headers(outcome)]
+        body = follower.take(include_usage=True) if is_whole else follower.pieces(plan.ask.include_usage)
+        return recording.status, headers, body
+
+    async def _render(self, plan: Plan, reply: Followed, outcome: Outcome) -> tuple[int, Headers, bytes]:
+        """What is fetched is not this reply as it stands: another form was asked for, or more than was missing.
+
+        It has to be whole first. Raises CacheFault if it cannot be given.
+        """
+        recording = reply.flight.recording
+        await recording.whole()
+        reading = recording.reading
+        if reading is None or reading.answer is None:
+            raise CacheFault("the answer this request waited for cannot be given in the form asked for")
+        answer = reading.answer
+        if reply.plan is not None:
+            assemble = partial(assemble_partly, plan, reply.known, reply.plan, answer, reading.usage)
+            score, _ = await _aside(answer.size_bytes, assemble)
+        else:
+            prepare = partial(plan.dialect.prepare, answer, _rendition(plan, zero_usage=False))
+            score = await _aside(answer.size_bytes, prepare)
+        if not outcome.collapsed:
+            outcome.stored = recording.stored
+        headers = [("Content-Type", score.content_type), *own_headers(outcome)]
+        return 200, headers, score.play_whole(self._identity(plan, recording.tenant))
+
+
+def own_headers(outcome: Outcome) -> Headers:
+    headers = [("Cache-Status", cache_status(outcome)), ("X-Request-Id", outcome.request_id)]
+    if outcome.phases_ms:
+        headers.append(("Server-Timing", server_timing(outcome)))
+    return headers
+
+
+def relayed(headers: Mapping[str, str]) -> Headers:
+    """An upstream's fields as they go on, less those that we write ourselves."""
+    return [(name, value) for name, value in headers.items() if name.lower() not in _OURS]
+
+
+def request_id(headers: Mapping[str, str]) -> str | None:
+    """Another party's id for this request, if it is fit to be repeated in a header and a log line."""
+    name = headers.get("X-Request-Id")
+    return name if name and len(name) <= 128 and name.isascii() and name.isprintable() else None
+
+
+def _adopt(reply: Followed, outcome: Outcome) -> None:
+    """What the upstream's head tells about this request. Its id for the request becomes ours, so that what the
+    client reports to the vendor, what it reports to us and what our log says are one."""
+    recording = reply.flight.recording
+    passed_ms = (perf_counter() - outcome.started) * 1000
+    outcome.phases_ms["fetch"] = round(passed_ms - sum(outcome.phases_ms.values()), 3)
+    outcome.fwd_status, outcome.backend = recording.status, recording.backend
+    if not reply.is_anothers:
+        outcome.request_id = request_id(recording.headers) or outcome.request_id
+
+
+def _conclude(recording: Recording, outcome: Outcome) -> None:
+    """What is only known once a recording is over, or this reader has left it."""
+    if recording.reading is not None:
+        outcome.usage = recording.reading.usage
+    if not outcome.collapsed:
+        outcome.stored, outcome.unstorable = recording.stored, recording.unstorable
+
+
+def _rendition(plan: Plan, *, zero_usage: bool) -> wire.Rendition:
+    ask = plan.ask
+    form = Form.STREAM if ask.stream else Form.JSON
+    return wire.Rendition(form, ask.include_usage and ask.stream, zero_usage, ask.echo)
+
+
+async def _aside(size_bytes: int, render: Callable[[], T]) -> T:
+    """Render, on a thread where it takes long enough to keep others waiting."""
+    return await asyncio.to_thread(render) if size_bytes > PREPARE_INLINE_BYTES else render()
+
+
+async def _paced(events: Sequence[bytes], due_s: Sequence[float]) -> AsyncIterator[bytes]:
+    """Play each event when it is due, in seconds since the beginning."""
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    for event, due in zip(events, due_s, strict=True):
+        await asyncio.sleep(max(0.0, begun + due - loop.time()))
+        yield event
