@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -101,6 +102,18 @@ async def test_an_entry_on_disk_is_found_by_waiting_only(lookup: Lookup, shelf: 
     shelf.on_disk.add(1)
     assert lookup.find_in_memory(KEY, ruling()) is None
     assert await find(lookup) == ("entry-1", None)
+
+
+async def test_an_equal_question_stored_while_this_one_was_embedded_is_an_exact_hit(
+    lookup: Lookup, shelf: Shelf, embedder: WordsEmbedder
+) -> None:
+    embedder.gate = asyncio.Event()
+    finding = asyncio.create_task(lookup.find(ASK, KEY, ruling(), {}))
+    await asyncio.sleep(0)
+    shelf.add(PARCEL, exact=b"exact")
+    embedder.gate.set()
+    match = (await finding).match
+    assert match is not None and match.tier is Tier.EXACT
 
 
 async def test_the_second_candidate_may_pass_where_a_guard_vetoed_the_first(lookup: Lookup, shelf: Shelf) -> None:

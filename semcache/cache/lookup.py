@@ -68,7 +68,7 @@ class Lookup:
             return exact
         if key.partition is None or ruling.exact_only is not None or ask.question is None:
             return exact._replace(reason=_first(exact.reason, ruling.exact_only or Reason.EXACT_ONLY))
-        semantic = await self._find_semantic(ask.question, key.partition, ruling, phases_ms)
+        semantic = await self._find_semantic(ask.question, key, ruling, phases_ms)
         if semantic.match is None:
             return semantic._replace(reason=_first(exact.reason, semantic.reason or Reason.NO_ENTRY))
         return semantic
@@ -81,9 +81,9 @@ class Lookup:
         match = self._match(entry, Tier.EXACT, 1.0, ruling)
         return Finding(match) if isinstance(match, Match) else Finding(None, match)
 
-    async def _find_semantic(
-        self, question: str, partition: bytes, ruling: Ruling, phases_ms: dict[str, float]
-    ) -> Finding:
+    async def _find_semantic(self, question: str, key: Key, ruling: Ruling, phases_ms: dict[str, float]) -> Finding:
+        partition = key.partition
+        assert partition is not None
         begun = perf_counter()
         search_ms = 0.0
 
@@ -105,12 +105,12 @@ class Lookup:
         if not candidates:
             return Finding(None, Reason.NO_ENTRY, vector=vector)
         begun = perf_counter()
-        match, reason = await self._verify(question, candidates, ruling)
+        match, reason = await self._verify(question, key, candidates, ruling)
         phases_ms["verify"] = round((perf_counter() - begun) * 1000, 3)
         return Finding(match, reason, best_similarity=candidates[0].similarity, vector=vector)
 
     async def _verify(
-        self, question: str, candidates: Sequence[Candidate], ruling: Ruling
+        self, question: str, key: Key, candidates: Sequence[Candidate], ruling: Ruling
     ) -> tuple[Match | None, Reason | None]:
         stale: Match | None = None
         first: Reason | None = None  # why the nearest was refused
@@ -122,7 +122,9 @@ class Lookup:
             if entry is None:  # purged or damaged since the search: it was never there
                 continue
             objection = find_objection(question, entry, ruling)
-            match = objection or self._match(entry, Tier.SEMANTIC, candidate.similarity, ruling)
+            # Equal, though not found as equal: it was stored since, while the question was embedded.
+            tier = Tier.EXACT if entry.key.exact == key.exact else Tier.SEMANTIC
+            match = objection or self._match(entry, tier, candidate.similarity, ruling)
             if isinstance(match, Reason):
                 first = first or match
             elif not match.is_stale:
