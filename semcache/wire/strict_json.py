@@ -8,6 +8,7 @@ number is kept as it was written: 1, 1.0, 1e0 and integers past 64 bits are all 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from json.decoder import JSONDecoder
 from typing import Any, NoReturn
 
@@ -16,6 +17,8 @@ import orjson
 from semcache.errors import ClientError
 
 MAX_DEPTH = 200  # orjson writes 254 levels; requests of real clients, tool schemas included, have under 30
+_SPARE = 254 - MAX_DEPTH
+_TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
 # Counted in strings too, where text of a million tokens, the longest that a model reads, stays below both. 32 MB of
 # `[],` would hold the interpreter for seconds, on whatever thread it is read, and take a gigabyte.
 MAX_CONTAINERS = 500_000
@@ -69,12 +72,18 @@ def decode(text: str) -> Any:
     containers = text.count("{") + text.count("[")
     if containers > MAX_CONTAINERS or text.count(",") > MAX_COMMAS:
         raise _Refused("it has too many members")
-    tree = _read_compact(text) if len(text) > COMPACT_CHARS else _DECODER.decode(text)
+    if len(text) > COMPACT_CHARS and '": ' not in text[:256]:
+        # Looking for keys that come twice takes a call for each object, most of the time of a long conversation. So a
+        # text without spaces, as SDKs write theirs, is read without looking and written again: one that comes out as
+        # it went in has lost no member. Any other is read with care.
+        tree = _TRUSTING.decode(text)
+        with suppress(TypeError):
+            if _write_deeply(tree) == b"[" * _SPARE + text.encode() + b"]" * _SPARE:
+                return tree
+    tree = _DECODER.decode(text)
     # Brackets inside strings count here too, so this only ever sends us to the exact check without need.
-    if containers > MAX_DEPTH:
-        _check_depth(tree)
-    if "\\ud" in text or "\\uD" in text:
-        _check_surrogates(tree)
+    if containers > MAX_DEPTH or "\\ud" in text or "\\uD" in text:
+        _check_depth_and_text(tree)
     return tree
 
 
@@ -145,43 +154,23 @@ _DECODER = JSONDecoder(parse_int=Number, parse_float=Number, parse_constant=_no_
 _TRUSTING = JSONDecoder(parse_int=Number, parse_float=Number, parse_constant=_no_constant)  # of keys that come twice
 
 
-def _read_compact(text: str) -> Any:
-    """Looking for keys that come twice takes a call for each object, three quarters of the time of a long conversation.
+def _write_deeply(tree: Any) -> bytes:
+    """Write a tree inside so many lists that the writer's own limit of 254 levels is ours for the tree.
 
-    A text without spaces, as SDKs write theirs, is read without looking and written again: one that comes out as it
-    went in has lost no member. Any other is read with care.
+    Raises TypeError for a tree that is nested too deep, and for half of a surrogate pair: that can only come from an
+    escape, and has no UTF-8.
     """
-    if '": ' not in text[:256]:
-        tree = _TRUSTING.decode(text)
-        try:
-            if encode(tree) == text.encode():
-                return tree
-        except (TypeError, UnicodeEncodeError):  # too deep for the encoder, or half of a surrogate pair
-            pass
-    return _DECODER.decode(text)
+    for _ in range(_SPARE):
+        tree = [tree]
+    return encode(tree)
 
 
-def _check_depth(tree: Any) -> None:
-    """Level by level instead of by recursion, so that the answer never depends on how deep the caller's stack is."""
-    level = [tree] if type(tree) is dict or type(tree) is list else []
-    for _ in range(MAX_DEPTH):
-        level = [
-            child
-            for node in level
-            for child in (node.values() if type(node) is dict else node)
-            if type(child) is dict or type(child) is list
-        ]
-        if not level:
-            return
-    raise _Refused(f"nested deeper than {MAX_DEPTH} levels")
-
-
-def _check_surrogates(tree: Any) -> None:
-    """Half of a surrogate pair can only come from an escape, and has no UTF-8."""
+def _check_depth_and_text(tree: Any) -> None:
     try:
-        encode(tree)
+        _write_deeply(tree)
     except TypeError as exc:
-        raise _Refused("a string holds half of a surrogate pair") from exc
+        is_deep = "ecursion" in str(exc)
+        raise _Refused(_TOO_DEEP if is_deep else "a string holds half of a surrogate pair") from exc
 
 
 def _write_number(value: object) -> orjson.Fragment:
@@ -192,7 +181,7 @@ def _write_number(value: object) -> orjson.Fragment:
 
 def _reason(exc: Exception) -> str:
     if isinstance(exc, RecursionError):
-        return f"nested deeper than {MAX_DEPTH} levels"
+        return _TOO_DEEP
     return str(exc)  # of the json module: what was expected and where, never the text itself
 
 
