@@ -342,6 +342,7 @@ async def test_a_backend_that_does_not_read_leaves_the_upload_with_the_client(tm
     async with facing(tmp_path, [ExpectHead(), Wait(asyncio.Event())]) as (proxy, upstream):
         async with connected(proxy) as (_, writer):
             writer.write(upload(64 * MB))
+            await pour(writer, 64 * 1024)
             await until(lambda: upstream.requests)
             tracemalloc.start()
             try:
@@ -428,3 +429,18 @@ async def test_an_upload_of_the_sdk_raises_the_right_error_when_it_is_too_large(
             await proxy.client.files.create(file=FILE, purpose="user_data")
         assert refused.value.status_code == 413
         assert upstream.requests == []
+
+
+async def test_the_model_in_a_form_picks_the_route(tmp_path: Path) -> None:
+    async with Recorder().running() as voice, Recorder().running() as other:
+        settings = f"""
+        pools: {{voice: {{backends: [{{url: '{voice.url}/v1'}}]}}, other: {{backends: [{{url: '{other.url}/v1'}}]}}}}
+        routes: [{{models: ["whisper-*"], pools: [voice]}}, {{models: ["*"], pools: [other]}}]
+        """
+        async with running_proxy(tmp_path, settings) as proxy:
+            for model in ("whisper-1", "gpt-4o-transcribe"):
+                await proxy.client.audio.transcriptions.with_raw_response.create(model=model, file=FILE)
+            await proxy.client.files.with_raw_response.create(file=FILE, purpose="user_data")
+        assert [seen.target for seen in voice.seen] == ["/v1/audio/transcriptions"]
+        assert [seen.target for seen in other.seen] == ["/v1/audio/transcriptions", "/v1/files"]
+        assert FILE[1] in voice.seen[0].body
