@@ -107,6 +107,7 @@ class Cache(_Section):
     identity: Literal["fresh", "original"] = "fresh"  # a hit's id and created: clients may treat ids as unique
     usage: Literal["original", "zero"] = "original"  # a hit's token counts: clients meter by them; zero: what it cost
     store_tools: bool = False  # keep answers that call tools (exact tier only): a replayed call acts again
+    transcriptions: bool = False  # keep transcripts, for equal audio: the upload is held in memory to be read
     on_client_gone: Literal["cancel", "finish"] = "cancel"  # a fetch nobody waits for: tokens cost money
 
     @field_validator("store")

@@ -20,12 +20,12 @@ from typing import Any
 from semcache import config
 from semcache.client_connection import Connection, ErrorPage, Handler
 from semcache.errors import ClientError, SemcacheError, StartError
-from semcache.reading import read_body, stream_body
+from semcache.reading import read_ahead, read_body, stream_body
 from semcache.sending import ClientGone, Sender, whole_response
 from semcache.tls import Certificates, TlsServer
 from semcache.unix_socket import BACKLOG, UnixSocket
 
-__all__ = ["ClientGone", "Listener", "Sender", "read_body", "stream_body", "whole_response"]
+__all__ = ["ClientGone", "Listener", "Sender", "read_ahead", "read_body", "stream_body", "whole_response"]
 
 log = logging.getLogger(__name__)
 

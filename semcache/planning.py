@@ -79,6 +79,27 @@ class Planner:
                 self._plans[identity] = plan
         return plan
 
+    def caches(self, address: Address) -> bool:
+        """Whether any route has this cached, so that its body is worth reading."""
+        return address.opt_in is None or any(_wants(route, address) for route in self._config.routes)
+
+    def plan_upload(
+        self, address: Address, headers: Mapping[str, str], body: bytes | None, tenant: Tenant, namespace: str
+    ) -> Plan | None:
+        """The plan of what routes may have cached or not; None where it passes through.
+
+        That is so where its route wants nothing kept, for a stream, and for what is not at hand (None) or cannot be
+        read: judging it is then for the upstream. A plan is not remembered here, for the same bytes mean something else
+        with another boundary.
+        """
+        if body is None:
+            return None
+        try:
+            plan = self._plan(address, headers, body, tenant, namespace)
+        except ClientError:
+            return None
+        return plan if _wants(plan.route, address) and not plan.ask.stream else None
+
     def _plan(self, address: Address, headers: Mapping[str, str], body: bytes, tenant: Tenant, namespace: str) -> Plan:
         dialect = address.dialect
         ask = dialect.parse(address, body, headers)
@@ -130,3 +151,7 @@ class Planner:
 
     def stats(self) -> dict[str, float]:
         return {"plans": len(self._plans)}
+
+
+def _wants(route: Route, address: Address) -> bool:
+    return address.opt_in is None or bool(getattr(route.cache, address.opt_in))

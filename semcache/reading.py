@@ -10,7 +10,7 @@ has no content coding any more. A body that passes through keeps its bytes and i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol, cast
 
 from aiohttp import web
@@ -61,6 +61,32 @@ async def _unpacked(pieces: AsyncIterator[bytes], coding: Coding, limit_bytes: i
             slices.append(decoded)
     decoder.finish()
     return b"".join(slices)
+
+
+async def read_ahead(request: web.BaseRequest, settings: config.Server) -> tuple[bytes | None, AsyncIterator[bytes]]:
+    """Return a body that may pass through and may be worth reading: whole, unless it is packed or larger than
+    settings.max_body, and as the stream that goes on either way. Raises ClientError as `stream_body` does.
+    """
+    pieces = stream_body(request, settings, settings.max_upload)
+    length = request.headers.get("Content-Length", "0")
+    if "Content-Encoding" in request.headers or int(length) > settings.max_body:
+        return None, pieces
+    seen: list[bytes] = []
+    seen_bytes = 0
+    async for piece in pieces:
+        seen.append(piece)
+        seen_bytes += len(piece)
+        if seen_bytes > settings.max_body:
+            return None, _joined(seen, pieces)
+    body = b"".join(seen)
+    return body, _joined([body], pieces)
+
+
+async def _joined(seen: Sequence[bytes], rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    for piece in seen:
+        yield piece
+    async for piece in rest:
+        yield piece
 
 
 async def stream_body(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Literal
 from urllib.parse import unquote
 
 from semcache.errors import ClientError
@@ -21,6 +22,7 @@ from semcache.wire.ollama_embed import OllamaEmbed
 from semcache.wire.openai import OpenAIChat
 from semcache.wire.responses import Responses
 from semcache.wire.score import RECORDED, Identity, Score
+from semcache.wire.transcriptions import Transcriptions
 
 __all__ = [
     "RECORDED",
@@ -47,6 +49,8 @@ _OPENAI: Mapping[str, Dialect] = {
     "completions": OpenAICompletions(),
     "responses": Responses(),
     "embeddings": OpenAIEmbeddings(),
+    "audio/transcriptions": Transcriptions(),
+    "audio/translations": Transcriptions(),
 }
 _ANTHROPIC: Mapping[str, Dialect] = {
     "messages": AnthropicMessages(),
@@ -55,6 +59,12 @@ _OLLAMA: Mapping[str, Dialect] = {  # below /api/
     "chat": OllamaChat(),
     "generate": OllamaGenerate(),
     "embed": OllamaEmbed(),
+}
+
+# Uploads, which are only read where a route says so; see Address.opt_in.
+_OPT_IN: Mapping[str, Literal["transcriptions"]] = {
+    "audio/transcriptions": "transcriptions",
+    "audio/translations": "transcriptions",
 }
 
 _ERRORS_OPENAI = OpenAIErrors()
@@ -87,7 +97,7 @@ def find_address(target: str) -> Address | None:
     endpoint = found[1]
     for vendor, dialects in (("openai", _OPENAI), ("anthropic", _ANTHROPIC)):
         if dialect := dialects.get(endpoint):
-            return Address(dialect, vendor, endpoint, f"/v1/{endpoint}{mark}{query}")
+            return Address(dialect, vendor, endpoint, f"/v1/{endpoint}{mark}{query}", opt_in=_OPT_IN.get(endpoint))
     return None
 
 
@@ -99,7 +109,7 @@ def _find_azure(path: str, target: str) -> Address | None:
     else:
         endpoint = path.removeprefix("/openai/").removeprefix("v1/")
     dialect = _OPENAI.get(endpoint)
-    return Address(dialect, "azure", endpoint, target, model) if dialect else None
+    return Address(dialect, "azure", endpoint, target, model, _OPT_IN.get(endpoint)) if dialect else None
 
 
 def is_model_path(path: str) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from semcache.errors import SemcacheError
 from semcache.types import Answer, Ask, Form, Unstorable, Usage
@@ -23,6 +23,8 @@ class Address:
     endpoint: str  # "chat/completions", however the path spells it
     target: str  # path and query as they go upstream: "/v1/chat/completions"
     model: str | None = None  # where the path names it, as Azure's do
+    # The setting of `cache` that a route must have on for this to be cached. None: every route caches it.
+    opt_in: Literal["transcriptions"] | None = None
 
 
 class Frame(NamedTuple):
