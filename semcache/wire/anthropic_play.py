@@ -95,7 +95,7 @@ def _body_as_stream(answer: Answer, zero_usage: bool) -> Score:
         **body,
         "content": [],
         **dict.fromkeys(delta),
-        # Only input is known when an answer begins; and readers who add up the figures of both must come out right.
+        # Only input is known when an answer begins. And readers who add up the output of both events come out right.
         "usage": {name: value for name, value in usage.items() if name not in _FINAL or value is None}
         | {"output_tokens": _ZERO},
     }
