@@ -54,7 +54,11 @@ class Core:
     async def start(self) -> None:
         """Open the store and load the model. Raises StartError with one clear line."""
         await self.store.open()
-        await self.embedder.start()
+        try:
+            await self.embedder.start()
+        except BaseException:
+            await self.store.close()
+            raise
         self.index.start()
 
     def follow(self) -> None:

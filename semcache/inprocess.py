@@ -10,23 +10,27 @@ at the same time, stale answers refreshed behind the scenes, faults of the cache
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from multidict import MultiMapping
+
 from semcache import config
+from semcache.admit import Admission
 from semcache.cache.embedder import Embedder
-from semcache.cache.flight import Flight
 from semcache.cache.model import prepare as prepare_model
 from semcache.cache.policy import Directives, read_directives
 from semcache.core import Core
-from semcache.errors import ClientError, SemcacheError
+from semcache.delivery import Deliverer, Delivery
+from semcache.errors import ClientError, SemcacheError, UpstreamError
 from semcache.forwarding import Source, answer_limit
-from semcache.pipeline import Followed, Played
 from semcache.planning import Plan
 from semcache.types import Outcome, Reason, Selector, Tenant, Tier, Verdict
 from semcache.wire.dialect import Address, Reading
@@ -35,7 +39,10 @@ from semcache.wire.recording import Recording
 
 Fetch = Callable[[str], Awaitable[str]]
 
+PARSE_INLINE_BYTES = 256 * 1024  # larger questions are parsed on a thread: 1 MB takes some 15 ms
+
 _ADDRESS = Address(PlainText(), vendor="program", endpoint="ask", target="ask")
+_ADMISSION = Admission(())  # keys are those of the model APIs that a program calls, and pass through
 
 
 class Answered(NamedTuple):
@@ -50,12 +57,18 @@ class Answered(NamedTuple):
     age_s: float | None = None  # of a hit
 
 
-class _FetchFailed(SemcacheError):
-    """Carries what `fetch` raised through the flight, to everyone who waited for it."""
+class FetchFailed(SemcacheError):
+    """Carries what a fetch raised through the flight, to everyone who waited for it."""
 
     def __init__(self, cause: Exception) -> None:
         super().__init__("the fetch failed")
         self.cause = cause
+
+
+class _Opened(NamedTuple):
+    core: Core
+    deliverer: Deliverer
+    loop: asyncio.AbstractEventLoop
 
 
 class Cache:
@@ -77,24 +90,31 @@ class Cache:
         self.settings = _read(settings, store)
         self._embedder = embedder
         self._clock = clock
-        self._core: Core | None = None
+        self._opened: _Opened | None = None
 
     async def __aenter__(self) -> Self:
         """Open the store and load the model, which is prepared first where it never was. Raises StartError."""
+        if self._opened is not None:
+            raise RuntimeError("the cache is open already")
         embedding = self.settings.embedder
         if self._embedder is None and embedding.engine == "onnx":
             await asyncio.to_thread(prepare_model, embedding.model)
         core = Core(self.settings, embedder=self._embedder, clock=self._clock)
         await core.start()
-        core.follow()
-        await core.caught_up()
-        self._core = core
+        try:
+            core.follow()
+            await core.caught_up()
+        except BaseException:  # whoever opens it lost patience
+            await core.stop()
+            raise
+        self._opened = _Opened(core, Deliverer(core.pipeline, self._clock), asyncio.get_running_loop())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        core, self._core = self._open(), None
+        """Close it. Questions that are under way end in a RuntimeError, and what they fetch is cancelled."""
+        core, self._opened = self._open().core, None
         await core.stop()
 
     async def ask(
@@ -120,13 +140,30 @@ class Cache:
         nothing is stored.
         """
         asked = read_directives(cache_control, semcache_control)
-        plan = self._plan(question, context, model, tenant, asked.namespace or namespace, user)
-        return await self._answer(plan, asked, _source(question, fetch))
+        outcome = Outcome("", perf_counter())
+        body = write_question(question, context, model, user)
+        plan = await self._plan(_ADDRESS, {}, body, Tenant(tenant), asked.namespace or namespace)
+        text = await self._text(plan, asked, _source(question, fetch), outcome)
+        return Answered(
+            text.decode(),
+            outcome.verdict,
+            outcome.reason,
+            outcome.tier,
+            outcome.similarity,
+            outcome.entry_id,
+            outcome.age_s,
+        )
 
-    async def look_up(self, question: str, *, context: Any = None, **scope: Any) -> Answered | None:
-        """Return what is stored, None if nothing is. `scope`: as in `ask`."""
+    async def look_up(
+        self, question: str, *, context: Any = None, cache_control: str = "", **scope: Any
+    ) -> Answered | None:
+        """Return what is stored, None if nothing is. `scope`: as in `ask`.
+
+        Nothing is refreshed on the way: whoever keeps answers himself asks for `max-stale=0`, and gets fresh ones.
+        """
+        wishes = f"only-if-cached, {cache_control}"
         try:
-            return await self.ask(question, context=context, fetch=_nothing, cache_control="only-if-cached", **scope)
+            return await self.ask(question, context=context, fetch=_nothing, cache_control=wishes, **scope)
         except ClientError as error:
             if error.code == "not_cached":
                 return None
@@ -140,40 +177,64 @@ class Cache:
 
         return await self.ask(question, context=context, fetch=given, cache_control="no-cache", **scope)
 
+    async def respond(self, address: Address, headers: MultiMapping[str], body: bytes, source: Source) -> Delivery:
+        """Answer a model API's request as the proxy does. `headers` and `body`: as a client sends them.
+
+        The caller's key is the tenant. `source` raises FetchFailed where it gets no answer, which comes out of here,
+        or of the delivery's body. Raises SemcacheError for what the proxy would refuse.
+        """
+        wishes = [", ".join(headers.getall(name, ())) or None for name in ("Cache-Control", "Semcache-Control")]
+        asked = read_directives(*wishes)
+        plan = await self._plan(address, headers, body, _ADMISSION.identify(headers), asked.namespace)
+        return await self._deliver(plan, asked, source, Outcome(os.urandom(12).hex(), perf_counter()))
+
     async def purge(self, selector: Selector) -> int:
         """Remove entries; return how many. `Selector(text=...)`, `Selector(entry=...)`; `Selector()` is all."""
-        return await self._open().store.purge(selector)
+        return await self._open().core.store.purge(selector)
 
     def stats(self) -> Mapping[str, Mapping[str, object]]:
-        return self._open().stats()
+        return self._open().core.stats()
 
-    def _open(self) -> Core:
-        if self._core is None:
-            raise RuntimeError("the cache is not open: use `async with Cache(...) as cache`")
-        return self._core
+    def _open(self) -> _Opened:
+        if self._opened is None:
+            raise _not_open()
+        return self._opened
 
-    def _plan(self, question: str, context: Any, model: str, tenant: str, namespace: str, user: str | None) -> Plan:
-        body = write_question(question, context, model, user)
-        plan = self._open().planner.plan(_ADDRESS, {}, body, Tenant(tenant), namespace)
+    async def _plan(
+        self, address: Address, headers: Mapping[str, str], body: bytes, tenant: Tenant, namespace: str
+    ) -> Plan:
+        opened = self._open()
+        if asyncio.get_running_loop() is not opened.loop:
+            raise RuntimeError("the cache was opened in another event loop: open one in each, over the same file")
+        make, arguments = opened.core.planner.plan, (address, headers, body, tenant, namespace)
+        is_long = len(body) > PARSE_INLINE_BYTES
+        plan = await asyncio.to_thread(make, *arguments) if is_long else make(*arguments)
         return replace(plan, targets=())  # no backend is needed to answer
 
-    async def _answer(self, plan: Plan, asked: Directives, source: Source) -> Answered:
-        outcome = Outcome("", perf_counter())
-        reply = await self._open().pipeline.respond(plan, asked, source, outcome)
-        if isinstance(reply, Played):
-            text = reply.match.entry.answer.parts[0]
-        else:
-            assert isinstance(reply, Followed)  # a question is no batch
-            text = await _follow(reply.flight)
-        return Answered(
-            text.decode(),
-            outcome.verdict,
-            outcome.reason,
-            outcome.tier,
-            outcome.similarity,
-            outcome.entry_id,
-            outcome.age_s,
-        )
+    async def _deliver(self, plan: Plan, asked: Directives, source: Source, outcome: Outcome) -> Delivery:
+        opened = self._open()
+
+        async def write(plan: Plan, recording: Recording) -> Reading:
+            if self._opened is not opened:  # closed while this was looked up
+                raise FetchFailed(_not_open())
+            return await source(plan, recording)
+
+        try:
+            return await opened.deliverer.respond(plan, asked, write, outcome)
+        except UpstreamError as error:
+            if self._opened is not opened:  # closed while this was fetched
+                raise FetchFailed(_not_open()) from error
+            raise
+
+    async def _text(self, plan: Plan, asked: Directives, source: Source, outcome: Outcome) -> bytes:
+        try:
+            delivery = await self._deliver(plan, asked, source, outcome)
+            with closing(delivery):
+                body = delivery.body
+                return body if isinstance(body, bytes) else b"".join([piece async for piece in body])
+        except FetchFailed as failed:
+            cause = failed.cause
+        raise cause  # out here, where it keeps the cause it was raised with
 
 
 def _source(question: str, fetch: Fetch) -> Source:
@@ -181,7 +242,7 @@ def _source(question: str, fetch: Fetch) -> Source:
         try:
             text = await fetch(question)
         except Exception as exc:  # whatever it is, it is for those who asked
-            raise _FetchFailed(exc) from exc
+            raise FetchFailed(exc) from exc
         scribe = plan.dialect.scribe(plan.ask, 200, {}, store_tools=False, limit_bytes=answer_limit(plan))
         recording.begin(200, {}, "program")
         await recording.extend(scribe.feed(text.encode(), 0))
@@ -191,16 +252,12 @@ def _source(question: str, fetch: Fetch) -> Source:
     return write
 
 
-async def _follow(flight: Flight[Recording]) -> bytes:
-    with flight, flight.recording.join() as follower:
-        try:
-            return b"".join([piece async for piece in follower.pieces(include_usage=True)])
-        except _FetchFailed as failed:
-            raise failed.cause from None
-
-
 async def _nothing(_: str) -> str:
     raise AssertionError("only-if-cached never fetches")
+
+
+def _not_open() -> RuntimeError:
+    return RuntimeError("the cache is not open: use `async with Cache(...) as cache`")
 
 
 def _read(settings: config.Config | Mapping[str, Any] | Path | None, store: str | None) -> config.Config:

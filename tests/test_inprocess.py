@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from semcache import Cache
-from semcache.errors import ClientError, ConfigError
+from semcache.errors import ClientError, ConfigError, StartError
 from semcache.types import Reason, Selector, Tier, Verdict
 from tests.fakes import Clock, WordsEmbedder
 
@@ -167,6 +168,83 @@ async def test_an_empty_answer_is_given_and_not_stored() -> None:
     async with opened() as cache:
         assert (await cache.ask(PARCEL, fetch=silent)).text == "  "
         assert await cache.look_up(PARCEL) is None
+
+
+async def test_an_error_comes_out_with_the_cause_it_was_raised_with() -> None:
+    async def failing(_: str) -> str:
+        raise LookupError("no such model") from KeyError("small")
+
+    async with opened() as cache:
+        with pytest.raises(LookupError) as caught:
+            await cache.ask(PARCEL, fetch=failing)
+        assert isinstance(caught.value.__cause__, KeyError)
+
+
+async def test_who_gives_up_leaves_the_others_their_answer() -> None:
+    model = Model()
+    model.gate = asyncio.Event()
+    async with opened() as cache:
+        leaving, staying = (asyncio.create_task(cache.ask(PARCEL, fetch=model)) for _ in range(2))
+        while cache.stats()["pipeline"]["joined"] != 1:
+            await asyncio.sleep(0)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        model.gate.set()
+        assert (await staying).text == f"answer 1 to: {PARCEL}"
+
+
+async def test_closing_ends_the_questions_that_are_under_way() -> None:
+    model, embedder = Model(), WordsEmbedder()
+    model.gate = asyncio.Event()
+    cache = Cache(embedder=embedder)  # type: ignore[arg-type]
+    async with cache:
+        fetching = asyncio.create_task(cache.ask(PARCEL, fetch=model))
+        while not model.asked:
+            await asyncio.sleep(0)
+        embedder.gate = asyncio.Event()
+        looking_up = asyncio.create_task(cache.ask("Where is my refund?", fetch=model))
+        await asyncio.sleep(0)
+    embedder.gate.set()
+    for asking in (fetching, looking_up):
+        with pytest.raises(RuntimeError, match="not open"):
+            await asking
+    assert model.asked == [PARCEL]
+
+
+async def test_a_cache_that_cannot_open_leaves_its_file_to_others(tmp_path: Path) -> None:
+    class Missing(WordsEmbedder):
+        async def start(self) -> None:
+            raise StartError("the model is missing")
+
+    store = f"sqlite:{tmp_path}/answers.db"
+    threads = threading.active_count()
+    with pytest.raises(StartError, match="model is missing"):
+        await Cache(store=store, embedder=Missing()).__aenter__()  # type: ignore[arg-type]
+    kept = [thread.name for thread in threading.enumerate() if thread.name.startswith("semcache")]
+    assert kept == [] and threading.active_count() <= threads + 1  # the loop's own executor stays
+    async with opened(store=store) as cache:
+        assert await cache.look_up(PARCEL) is None
+
+
+async def test_a_cache_is_opened_once_and_asked_in_its_own_loop() -> None:
+    async with opened() as cache:
+        with pytest.raises(RuntimeError, match="open already"):
+            await cache.__aenter__()
+        elsewhere = asyncio.to_thread(asyncio.run, cache.ask(PARCEL, fetch=Model()))
+        with pytest.raises(RuntimeError, match="event loop"):
+            await elsewhere
+        assert (await cache.ask(PARCEL, fetch=Model())).verdict is Verdict.MISS
+
+
+async def test_who_only_looks_up_can_insist_on_what_is_fresh() -> None:
+    clock = Clock()
+    async with opened({"cache": {"ttl": "60s", "grace": "60s"}}, clock=clock) as cache:
+        await cache.keep(PARCEL, "On its way.")
+        clock.advance(70)
+        stale = await cache.look_up(PARCEL)
+        assert stale is not None and stale.verdict is Verdict.STALE
+        assert await cache.look_up(PARCEL, cache_control="max-stale=0") is None
 
 
 async def test_a_closed_cache_and_wrong_settings_say_so() -> None:
