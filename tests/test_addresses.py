@@ -76,7 +76,7 @@ def test_a_path_that_is_cached(target: str, vendor: str, endpoint: str, sent: st
         "/openai/deployments//chat/completions",
         "/openai/deployments/a/b/chat/completions",
         "/openai/deployments/a/",
-        "/openai/deployments/a/audio/transcriptions",
+        "/openai/deployments/a/audio/speech",
         "/openai/deployments/a/images/generations?api-version=1",
         "/openai/deployments/a/v1/chat/completions",
         "/openai/files",
