@@ -34,6 +34,7 @@ SCORES_BYTES = 64 * 1024 * 1024  # rendered answers kept in memory
 
 # Fields of an upstream's reply that we write ourselves. Its Cache-Status stays: ours is appended as the nearest cache.
 _OURS = frozenset({"content-length", "transfer-encoding", "server-timing", "x-request-id"})
+_REQUEST_ID = {"anthropic": "request-id"}  # where a vendor's SDK looks for it, besides X-Request-Id
 
 _OF_THE_BODY = frozenset({"content-type", "content-encoding"})
 
@@ -158,7 +159,7 @@ class Deliverer:
             is_whole = await recording.whole()
         if not outcome.collapsed:
             outcome.stored = recording.stored
-        fields = relayed(recording.headers)
+        fields = relayed(recording.headers, outcome.dialect)
         if reply.is_anothers:  # his limits, cookies and ids stay his
             fields = [(name, value) for name, value in fields if name.lower() in _OF_THE_BODY]
         headers = [*fields, *own_headers(outcome)]
@@ -189,20 +190,28 @@ class Deliverer:
 
 
 def own_headers(outcome: Outcome) -> Headers:
-    headers = [("Cache-Status", cache_status(outcome)), ("X-Request-Id", outcome.request_id)]
+    headers = [("Cache-Status", cache_status(outcome)), *id_headers(outcome)]
     if outcome.phases_ms:
         headers.append(("Server-Timing", server_timing(outcome)))
     return headers
 
 
-def relayed(headers: Mapping[str, str]) -> Headers:
-    """An upstream's fields as they go on, less those that we write ourselves."""
-    return [(name, value) for name, value in headers.items() if name.lower() not in _OURS]
+def id_headers(outcome: Outcome) -> Headers:
+    headers = [("X-Request-Id", outcome.request_id)]
+    if name := _REQUEST_ID.get(outcome.dialect):
+        headers.append((name, outcome.request_id))
+    return headers
+
+
+def relayed(headers: Mapping[str, str], dialect: str = "") -> Headers:
+    """An upstream's fields as they go on, less those that we write ourselves in a reply of this dialect."""
+    own_id = _REQUEST_ID.get(dialect)
+    return [(name, value) for name, value in headers.items() if (low := name.lower()) not in _OURS and low != own_id]
 
 
 def request_id(headers: Mapping[str, str]) -> str | None:
     """Another party's id for this request, if it is fit to be repeated in a header and a log line."""
-    name = headers.get("X-Request-Id")
+    name = headers.get("X-Request-Id") or headers.get("request-id")
     return name if name and len(name) <= 128 and name.isascii() and name.isprintable() else None
 
 

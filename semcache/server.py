@@ -18,20 +18,22 @@ import orjson
 from aiohttp import web
 from multidict import CIMultiDictProxy
 
-from semcache import wire
-from semcache.admit import Admission
+from semcache import tunnel, wire
+from semcache.admit import ANONYMOUS, Admission
 from semcache.backends.connection import Body
 from semcache.backends.fetch import Fetcher, UpstreamRequest
 from semcache.backends.headers import refuse_unforwardable
 from semcache.cache.policy import Directives, read_directives
 from semcache.config import Config
-from semcache.delivery import Deliverer, Headers, own_headers, relayed, request_id
+from semcache.delivery import Deliverer, Headers, id_headers, own_headers, relayed, request_id
 from semcache.errors import ClientError, SemcacheError, UpstreamError
 from semcache.forwarding import Forwarder
 from semcache.listener import ClientGone, Sender, read_ahead, read_body, stream_body, whole_response
 from semcache.pipeline import Pipeline
 from semcache.planning import Plan, Planner
+from semcache.sending import SentResponse
 from semcache.types import Outcome, Reason, Tenant, Verdict
+from semcache.wire.form_model import read_form_model
 from semcache.wire.score import JSON
 
 PARSE_INLINE_BYTES = 256 * 1024  # larger bodies are parsed on a thread: 1 MB takes some 15 ms
@@ -89,7 +91,7 @@ class Server:
         if address is None and not wire.is_model_path(path):
             raise ClientError("no such path here; the models are under /v1/", status=404, code="not_found")
         refuse_unforwardable(request.headers)
-        tenant = self._admission.identify(request.headers)
+        tenant = self._admission.identify(tunnel.with_offered_key(request.headers))
         outcome.tenant = tenant.id
         if address is None or not self._planner.caches(address):
             return await self._pass_through(request, path, tenant, outcome)
@@ -188,31 +190,57 @@ class Server:
         outcome: Outcome,
         upload: AsyncIterator[bytes] | None = None,
     ) -> web.StreamResponse:
-        """Relay a request that no dialect here understands, both bodies as they are. `upload`: one that was looked at."""
+        """Relay a request that no dialect here understands, both bodies as they are. `upload`: looked at already."""
         outcome.verdict, outcome.reason = Verdict.BYPASS, Reason.ENDPOINT
         outcome.dialect, outcome.endpoint = "", "other"
         body: Body = b""
-        model = None
-        if upload is not None:
-            body = upload
-        elif _is_json(request):
+        length = None
+        model = request.query.get("model")
+        switches = tunnel.is_asked_for(request)
+        if switches and tenant is ANONYMOUS:
+            tunnel.refuse_another_sites_page(request.headers)
+        if upload is None and _is_json(request):
             body, model = await self._read_json(request)
         elif request.body_exists:
-            body = stream_body(request, self._config.server)
+            body = upload or stream_body(request, self._config.server, self._config.server.max_upload)
+            length = request.content_length
+            if request.content_type == "multipart/form-data":
+                model, body = await read_form_model(request.headers["Content-Type"], body)
         targets = self._planner.targets_for_path(path, request.headers, model, tenant)
         reply = await self._fetcher.fetch(
             targets,
             UpstreamRequest(
-                request.method, request.raw_path, request.headers, body, pass_key=not self._admission.replaces_keys
+                request.method,
+                request.raw_path,
+                request.headers,
+                body,
+                length=length,
+                pass_key=not self._admission.replaces_keys,
+                switches=switches,
             ),
         )
         try:
             outcome.fwd_status, outcome.backend = reply.status, reply.backend
             outcome.request_id = request_id(reply.headers) or outcome.request_id
             headers = [*relayed(reply.headers), *own_headers(outcome)]
+            if reply.tunnel is not None:
+                return await self._relay(request, reply.tunnel, headers, outcome)
             return await self._stream(request, None, reply.status, headers, reply.chunks(), outcome)
         finally:
             await reply.abort()
+
+    async def _relay(
+        self, request: web.BaseRequest, far: tunnel.End, headers: Headers, outcome: Outcome
+    ) -> web.StreamResponse:
+        """A WebSocket, from its 101 until both sides have ended."""
+        outcome.status = 101
+        outcome.ttfb_ms = round((perf_counter() - outcome.started) * 1000, 3)
+        near = tunnel.switch(request, headers)
+        try:
+            outcome.truncated = not await tunnel.relay(near, far)
+        finally:
+            outcome.bytes_out = near.sent_bytes
+        return SentResponse(101, keep_alive=False)
 
     async def _read_json(self, request: web.BaseRequest) -> tuple[bytes, str | None]:
         """A JSON body and the model it names, if it does: the route depends on it. Judging the body is not for us."""
@@ -231,7 +259,7 @@ class Server:
         if isinstance(error, UpstreamError):
             headers += own_headers(outcome)
         else:
-            headers.append(("X-Request-Id", outcome.request_id))
+            headers += id_headers(outcome)
             if error.code == "not_cached" and outcome.reason is not None:  # looked up, neither hit nor forwarded
                 headers.append(("Cache-Status", f"semcache; detail={outcome.reason}"))
         outcome.verdict = Verdict.REFUSED

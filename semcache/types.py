@@ -135,8 +135,8 @@ class Ask:
     user: str | None  # the caller's end user, for purge and audit; not context
     traits: Traits
     body: bytes  # as received
-    # What of the request shows in the answer without deciding it, by name, as JSON text: labels that the answer repeats,
-    # the encoding of its numbers. A replay follows the caller's own.
+    # What of the request shows in the answer without deciding it, by name, as JSON text: labels that the answer
+    # repeats, the encoding of its numbers. A replay follows the caller's own.
     echo: tuple[tuple[str, bytes], ...] = ()
     # Of a batch: each item as a request for itself alone, in order. Equal items of any two batches have equal contexts.
     items: tuple[Ask, ...] = ()

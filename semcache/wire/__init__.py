@@ -76,8 +76,10 @@ _AZURE_DEPLOYMENT = re.compile(r"/openai/deployments/([^/]+)/(.+)")
 
 # First segments of the vendors' paths, for base URLs without /v1.
 _BARE = frozenset(
-    "assistants audio batches chat completions conversations embeddings evals files fine_tuning images messages models "
-    "moderations realtime responses threads uploads vector_stores videos".split()
+    "agents assistants audio batches chat chatkit completions containers content_provenance_checks conversations "
+    "decisions embeddings evals files fine_tuning images live messages models moderations organization projects "
+    "realtime responses safety skills threads uploads vaults vector_stores videos webhook_endpoints "
+    "webhook_event_types".split()
 )
 
 
@@ -124,7 +126,7 @@ def vendor_of(path: str, headers: Mapping[str, str]) -> str:
         return "azure"
     if path.startswith("/api/"):
         return "ollama"
-    if _is_anthropic(path) or (path.endswith("/models") and "anthropic-version" in headers):
+    if _is_anthropic(path) or "anthropic-version" in headers:  # /v1/files and /v1/models are paths of both vendors
         return "anthropic"
     return "openai"
 

@@ -118,7 +118,7 @@ class Dialect(ErrorShape, Protocol):
 
 @runtime_checkable
 class BatchDialect(Dialect, Protocol):
-    """A dialect whose requests ask for several things at once (`Ask.items`), each with an answer of its own: embeddings.
+    """A dialect whose requests ask for several things at once (`Ask.items`), each with an answer of its own.
 
     Every item is looked up and stored by itself, so a batch of which half is known fetches only the other half.
     """
