@@ -25,6 +25,7 @@ from semcache.config import Config
 from semcache.core import Core
 from semcache.errors import SemcacheError
 from semcache.listener import Listener, url_of
+from semcache.pacing import RealTime, Timer
 from semcache.request_log import open_log
 from semcache.server import Server
 from semcache.telemetry import Telemetry
@@ -47,11 +48,13 @@ class App:
         embedder: Embedder | None = None,
         clock: Callable[[], float] = time.time,
         unix_socket: UnixSocket | None = None,
+        timer: Timer | None = None,
     ) -> None:
         """`worker`: its number among those that share the port; 0 also looks after the store they share.
         `unix_socket`: bound before the workers were forked, and theirs together; None: bound here if the settings ask.
 
-        `embedder` and `clock` (unix seconds) are given by tests. Raises StartError when the model is not prepared.
+        `embedder`, `clock` (unix seconds) and `timer` are given by tests. Raises StartError when the model is not
+        prepared.
         """
         self.config = config
         self._worker = worker
@@ -66,7 +69,15 @@ class App:
         self.telemetry = Telemetry(self.stats, self.ledger, self.request_log)
         admission = Admission(config.tenants)
         self.server = Server(
-            config, admission, self.core.planner, self.pipeline, self.fetcher, self.telemetry, self.unready, clock
+            config,
+            admission,
+            self.core.planner,
+            self.pipeline,
+            self.fetcher,
+            self.telemetry,
+            self.unready,
+            clock,
+            timer or RealTime(),
         )
         self.listener = Listener(self.server.handle, config.server, _error_page)
         self.admin = Admin(config.server, self.store, self.telemetry, self.unready, self.stats)

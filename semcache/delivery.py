@@ -8,7 +8,7 @@ it (inprocess.py).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from semcache.batches import assemble_partly, assemble_stored
 from semcache.cache.policy import Directives
 from semcache.errors import CacheFault
 from semcache.forwarding import Source
+from semcache.pacing import RealTime, Timer, paced
 from semcache.pipeline import Followed, Pipeline, Played, PlayedBatch
 from semcache.planning import Plan
 from semcache.status_headers import cache_status, server_timing
@@ -61,9 +62,11 @@ class Delivery:
 class Deliverer:
     """Asks the pipeline, and makes a delivery of whatever it says."""
 
-    def __init__(self, pipeline: Pipeline, clock: Callable[[], float]) -> None:
+    def __init__(self, pipeline: Pipeline, clock: Callable[[], float], timer: Timer | None = None) -> None:
+        """`clock`: unix seconds, for the time that a hit shows. `timer`: by which it is paced."""
         self._pipeline = pipeline
         self._clock = clock
+        self._timer = timer or RealTime()
         self._scores: LRUCache[tuple[int, wire.Rendition], Score] = LRUCache(
             SCORES_BYTES, getsizeof=lambda score: score.size_bytes
         )
@@ -99,7 +102,7 @@ class Deliverer:
         pace = asked.replay or plan.route.cache.replay
         if pace == "instant":
             return Delivery(200, headers, score.play_whole(identity), is_stream=True)
-        return Delivery(200, headers, _paced(score.play(identity), score.schedule(pace)))
+        return Delivery(200, headers, paced(score.play(identity), score.schedule(pace), self._timer))
 
     async def _play_batch(self, plan: Plan, reply: PlayedBatch, outcome: Outcome) -> Delivery:
         size_bytes = sum(match.entry.answer.size_bytes for match in reply.matches)
@@ -243,12 +246,3 @@ def _rendition(plan: Plan, *, zero_usage: bool) -> wire.Rendition:
 async def _aside(size_bytes: int, render: Callable[[], T]) -> T:
     """Render, on a thread where it takes long enough to keep others waiting."""
     return await asyncio.to_thread(render) if size_bytes > PREPARE_INLINE_BYTES else render()
-
-
-async def _paced(events: Sequence[bytes], due_s: Sequence[float]) -> AsyncIterator[bytes]:
-    """Play each event when it is due, in seconds since the beginning."""
-    loop = asyncio.get_running_loop()
-    begun = loop.time()
-    for event, due in zip(events, due_s, strict=True):
-        await asyncio.sleep(max(0.0, begun + due - loop.time()))
-        yield event

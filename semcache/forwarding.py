@@ -22,10 +22,11 @@ BATCH_BYTES = 32 * 1024 * 1024  # of a batch's answer, however many items it has
 class Forwarder:
     """The source of a proxy: backends over HTTP."""
 
-    def __init__(self, fetcher: Fetcher, replaces_keys: bool) -> None:
-        """`replaces_keys`: callers hold our keys, which must not travel upstream."""
+    def __init__(self, fetcher: Fetcher, replaces_keys: bool, now: Callable[[], float] = perf_counter) -> None:
+        """`replaces_keys`: callers hold our keys, which must not travel upstream. `now`: monotonic seconds."""
         self._fetcher = fetcher
         self._replaces_keys = replaces_keys
+        self._now = now
 
     async def write(self, headers: Mapping[str, str], plan: Plan, recording: Recording) -> Reading:
         """`headers`: the caller's. The rest is `Source`."""
@@ -40,7 +41,7 @@ class Forwarder:
             pass_key=not self._replaces_keys,
         )
         reply = await self._fetcher.fetch(plan.targets, request)
-        begun = perf_counter()
+        begun = self._now()
         try:
             scribe = plan.dialect.scribe(
                 plan.ask,
@@ -51,7 +52,7 @@ class Forwarder:
             )
             recording.begin(reply.status, reply.headers, reply.backend)
             async for chunk in reply.chunks():
-                await recording.extend(scribe.feed(chunk, int((perf_counter() - begun) * 1000)))
+                await recording.extend(scribe.feed(chunk, int((self._now() - begun) * 1000)))
             frames, reading = scribe.finish(reply.whole)
             if reading.unstorable is Unstorable.INCOMPLETE and not reply.whole:
                 # Delimited by the connection's end, and not at an end of its own: a cut that HTTP does not show. Half

@@ -29,6 +29,7 @@ from semcache.delivery import Deliverer, Headers, id_headers, own_headers, relay
 from semcache.errors import ClientError, SemcacheError, UpstreamError
 from semcache.forwarding import Forwarder
 from semcache.listener import ClientGone, Sender, read_ahead, read_body, stream_body, whole_response
+from semcache.pacing import Timer
 from semcache.pipeline import Pipeline
 from semcache.planning import Plan, Planner
 from semcache.sending import SentResponse
@@ -56,12 +57,13 @@ class Server:
         observer: Observer,
         unready: Callable[[], Sequence[str]],
         clock: Callable[[], float],
+        timer: Timer,
     ) -> None:
         self._config = config
         self._admission = admission
         self._planner = planner
-        self._deliverer = Deliverer(pipeline, clock)
-        self._forwarder = Forwarder(fetcher, admission.replaces_keys)
+        self._deliverer = Deliverer(pipeline, clock, timer)
+        self._forwarder = Forwarder(fetcher, admission.replaces_keys, timer.now)
         self._fetcher = fetcher
         self._observer = observer
         self._unready = unready

@@ -14,6 +14,7 @@ import openai
 
 from semcache import config
 from semcache.app import App
+from semcache.pacing import Timer
 from tests.fakes import Clock, ModelServer, WordsEmbedder
 
 
@@ -98,6 +99,7 @@ async def running_proxy(
     backend: ModelServer | None = None,
     embedder: WordsEmbedder | None = None,
     clock: Clock | None = None,
+    timer: Timer | None = None,
 ) -> AsyncIterator[Proxy]:
     """Start a proxy with its store in `folder`. `settings` is YAML; store and ports are put over it, and where it names
     none, a backend and a short drain."""
@@ -113,7 +115,8 @@ async def running_proxy(
             options["drain"] = "2s"
         if "pools:" not in settings:
             options["upstream"] = server.url
-        app = App(config.parse(settings, {}, options=options), embedder=embedder, clock=clock)  # type: ignore[arg-type]
+        settings_read = config.parse(settings, {}, options=options)
+        app = App(settings_read, embedder=embedder, clock=clock, timer=timer)  # type: ignore[arg-type]
         await app.start()
         await app.caught_up()
         url = f"http://127.0.0.1:{app.port}/v1"

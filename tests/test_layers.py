@@ -42,7 +42,7 @@ STOREYS: tuple[tuple[set[str], ...], ...] = (
             "simulate_vectors",
         },
     ),
-    ({"pipeline", "planning", "forwarding", "batches", "delivery"},),
+    ({"pipeline", "planning", "forwarding", "batches", "delivery", "pacing"},),
     ({"server"}, {"admin"}),
     ({"core", "inprocess", "app", "cli", "demo", "demo_asking", "demo_questions", "demo_screen", "__main__"},),
 )
