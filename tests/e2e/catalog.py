@@ -37,6 +37,12 @@ COLUMNS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "`only-if-cached`": ("only_if_cached",),
         "`no-store`": ("no_store",),
     },
+    "server": {
+        "JSON": ("json",),
+        "stream": ("stream",),
+        "one entry for both": ("stream_after_json", "json_after_stream"),
+        "`no-store`": ("no_store",),
+    },
 }
 
 APIS: Mapping[str, str] = {
@@ -67,6 +73,11 @@ class Client:
     def is_light(self) -> bool:
         """Part of `make test`: its packages are installed for development anyhow."""
         return self.environment == "main"
+
+    @property
+    def is_server(self) -> bool:
+        """Not a client but a model server, asked through the proxy by one of the clients."""
+        return self.environment == "serve"
 
     def package(self, api: str) -> str:
         return self.speaks.get(api, self.packages[0])
@@ -105,6 +116,11 @@ CLIENTS = (
         {"messages": _LLAMA[1], "embeddings": _LLAMA[2]},
     ),
     Client("litellm", "Python", "litellm", "litellm_python.py", ("litellm",)),
+    Client("model-server", "Hugging Face", "serve", "openai_python.py", ("transformers",)),
+)
+
+_NO_DONE = (
+    "The server ends its streams without `[DONE]`. They are relayed and not kept: one that was cut would look the same."
 )
 
 # (client, API, feature) as globs -> why. A feature named here that works after all fails the run: take it out then.
@@ -117,6 +133,8 @@ GAPS: Mapping[tuple[str, str, str], str] = {
         "LiteLLM makes up an id for each tool call of Ollama's and sends it back with the tool's result, so no two "
         "requests with a result are equal. The calls themselves are cached."
     ),
+    ("model-server", "c*", "stream"): _NO_DONE,
+    ("model-server", "c*", "json_after_stream"): _NO_DONE,
 }
 
 

@@ -48,6 +48,13 @@ def python_environment(name: str, say: Say) -> Path:
     return folder
 
 
+def more_packages(name: str, say: Say) -> Path:
+    """A folder with what environments/NAME.txt lists, to be put beside the project's own packages."""
+    folder = PYTHONS / name
+    _once(folder, [LISTS / f"{name}.txt"], say, name, _pip_install_beside)
+    return folder
+
+
 def _once(
     folder: Path, lists: Sequence[Path], say: Say, name: str, install: Callable[[Path, Sequence[Path]], None]
 ) -> None:
@@ -67,6 +74,12 @@ def _pip_install(folder: Path, lists: Sequence[Path]) -> None:
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     pip = [folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps"]
     subprocess.run([*pip, *(argument for path in lists for argument in ("-r", path))], check=True)
+
+
+def _pip_install_beside(folder: Path, lists: Sequence[Path]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps"]
+    subprocess.run([*pip, "--target", folder, *(part for path in lists for part in ("-r", path))], check=True)
 
 
 def _npm_install(folder: Path, lists: Sequence[Path]) -> None:

@@ -7,17 +7,16 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from semcache.children import Child
-from semcache.config import Backend
 from tests.e2e.catalog import FEATURES, HERE, ROOT, Client, gap
 from tests.e2e.judge import judge
-from tests.e2e.upstream import Upstream
+from tests.e2e.upstream import Call, Upstream
 
 PATIENCE_S = 180  # for one client's whole program on a busy machine
 
@@ -46,44 +45,54 @@ class Result:
         return lines
 
 
-async def run(client: Client, command: Sequence[str], environ: Mapping[str, str] | None = None) -> Result:
+async def run(client: Client, command: Sequence[str]) -> Result:
     """Run the client's program and judge what it saw. Raises RuntimeError when the program itself breaks."""
     with tempfile.TemporaryDirectory(prefix="semcache-e2e-") as folder:
         async with Upstream().running() as upstream, running_proxy(Path(folder), upstream.url) as proxy:
-            given = json.dumps({"proxy": proxy, "upstream": upstream.url, "features": FEATURES})
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                cwd=HERE / "clients",
-                env={**os.environ, **(environ or {}), "SEMCACHE_E2E": given},
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-            )
-            try:
-                async with asyncio.timeout(PATIENCE_S):
-                    out, err = await process.communicate()
-            finally:
-                if process.returncode is None:
-                    process.kill()
-                    await process.wait()
-            if process.returncode != 0:
-                raise RuntimeError(f"{client.name}: the program failed:\n{err.decode(errors='replace')[-3000:]}")
-            return _read(client, out.decode(), upstream)
+            lines = await output(client, command, proxy, upstream.url, FEATURES)
+            return read(client, lines, lambda said, texts: upstream.about(said["key"], *texts))
 
 
-def _read(client: Client, output: str, upstream: Upstream) -> Result:
+async def output(
+    client: Client, command: Sequence[str], proxy: str, upstream: str, features: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """What the client's program prints. Raises RuntimeError with its last words when it breaks."""
+    given = json.dumps({"proxy": proxy, "upstream": upstream, "features": features})
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=HERE / "clients",
+        env={**os.environ, "SEMCACHE_E2E": given},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            out, err = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        raise RuntimeError(f"the program failed:\n{err.decode(errors='replace')[-3000:]}")
+    # Some libraries print of themselves.
+    return [json.loads(line) for line in out.decode().splitlines() if line.startswith("{")]
+
+
+def read(
+    client: Client,
+    lines: Sequence[Mapping[str, Any]],
+    calls_of: Callable[[Mapping[str, Any], Sequence[str]], Sequence[Call]],
+) -> Result:
+    """Judge each line. `calls_of` finds the calls upstream that one of them made, given the texts it asked for."""
     result = Result(client)
-    for line in output.splitlines():
-        if not line.startswith("{"):
-            continue  # some libraries print of themselves
-        said: dict[str, Any] = json.loads(line)
+    for said in lines:
         if "versions" in said:
             result.versions = said["versions"]
             continue
         section, api, feature = said["section"], said["api"], said["feature"]
         plan = FEATURES[section][feature]
-        texts = plan.get("texts") or [plan["question"]]
-        why = judge(feature, plan, said["saw"], upstream.about(said["key"], *texts))
+        why = judge(feature, plan, said["saw"], calls_of(said, plan.get("texts") or [plan["question"]]))
         if why is not None and said["mode"]:
             why = f"{said['mode']}: {why}"
         row = result.rows.setdefault((section, api), {})
@@ -95,10 +104,7 @@ def _read(client: Client, output: str, upstream: Upstream) -> Result:
 @asynccontextmanager
 async def running_proxy(folder: Path, upstream: str) -> AsyncIterator[str]:
     """The proxy as users start it: its own process, the real model, any free port. Yields its URL, without `/v1`."""
-    pools = {
-        dialect: {"backends": [{"url": upstream + _BASES[dialect], "dialect": dialect}]}
-        for dialect in get_args(Backend.model_fields["dialect"].annotation)
-    }
+    pools = {dialect: {"backends": [{"url": upstream + base, "dialect": dialect}]} for dialect, base in _BASES.items()}
     settings = {
         "server": {"port": 0, "admin_port": 0, "request_log": "off", "drain": "1s"},
         # Answers that call tools are kept here, to show that they come back whole.

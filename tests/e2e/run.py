@@ -13,8 +13,10 @@ import asyncio
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
-from tests.e2e import environments, rig, table
+from semcache.errors import StartError
+from tests.e2e import environments, model_server, rig, table
 from tests.e2e.catalog import CLIENTS, Client, find
 from tests.e2e.rig import Result
 
@@ -35,7 +37,7 @@ def main() -> int:
         except environments.Unavailable as missing:
             skipped.append(client.name)
             _say(f"{client.name}: SKIPPED: {missing}")
-        except (RuntimeError, TimeoutError, subprocess.CalledProcessError) as error:
+        except (RuntimeError, StartError, TimeoutError, subprocess.CalledProcessError) as error:
             complaints.append(f"{client.name}: {error}")
             _say(f"{client.name}: BROKEN: {error or 'out of time'}")
         else:
@@ -56,9 +58,18 @@ def main() -> int:
 
 
 def _run(client: Client, verbose: bool) -> Result:
-    command = environments.command(client, lambda line: _say(f"{client.name}: {line}"))
-    begun = time.monotonic()
-    result = asyncio.run(rig.run(client, command))
+    def say(line: str) -> None:
+        _say(f"{client.name}: {line}")
+
+    if client.is_server:
+        packages = environments.more_packages(client.environment, say)
+        begun = time.monotonic()
+        result = asyncio.run(model_server.run(client, packages))
+        result.versions = {name: version(name) for name in client.packages}
+    else:
+        command = environments.command(client, say)
+        begun = time.monotonic()
+        result = asyncio.run(rig.run(client, command))
     for (_, api), features in result.rows.items():
         works = sum(why is None for why in features.values())
         _say(f"{client.name} {api}: {works} of {len(features)} features")

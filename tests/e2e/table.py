@@ -15,7 +15,7 @@ from tests.e2e.rig import Result
 README = ROOT / "README.md"
 BEGIN, END = "<!-- clients: begin -->", "<!-- clients: end -->"
 
-_HEADS = {"talk": "Chat and text", "embeddings": "Embeddings"}
+_HEADS = {"talk": "Chat and text", "embeddings": "Embeddings", "server": "A real model server"}
 
 
 def write_results(results: Sequence[Result]) -> None:

@@ -13,6 +13,7 @@ from tests.e2e import table
 from tests.e2e.catalog import CLIENTS, COLUMNS, FEATURES, GAPS, ROOT, Client, gap
 from tests.e2e.environments import CLIENTS as PROGRAMS
 from tests.e2e.environments import LISTS
+from tests.e2e.model_server import FEATURES as SERVER_FEATURES
 
 
 def test_readme_shows_what_the_last_run_saw() -> None:
@@ -33,7 +34,8 @@ def _pins(client: Client) -> Iterator[tuple[str, str]]:
     if client.environment.startswith("node-"):
         yield from json.loads((PROGRAMS / client.environment / "package.json").read_text())["dependencies"].items()
         return
-    path = ROOT / "constraints.txt" if client.is_light else LISTS / f"{client.environment}.txt"
+    is_ours = client.is_light or client.is_server
+    path = ROOT / "constraints.txt" if is_ours else LISTS / f"{client.environment}.txt"
     yield from re.findall(r"^([A-Za-z0-9_.-]+)==([^\s#;]+)", path.read_text(), re.MULTILINE)
 
 
@@ -47,7 +49,8 @@ def test_nothing_fails_but_what_is_known_to() -> None:
 
 def test_every_feature_has_a_column_and_every_gap_a_client() -> None:
     for section, columns in COLUMNS.items():
-        assert sorted(FEATURES[section]) == sorted(feature for group in columns.values() for feature in group)
+        shown = sorted(feature for group in columns.values() for feature in group)
+        assert shown == sorted(SERVER_FEATURES if section == "server" else FEATURES[section])
     assert {client for client, _, _ in GAPS} <= {client.name for client in CLIENTS}
 
 

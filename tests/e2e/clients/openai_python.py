@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import openai
 from driver import TOOL, TOOL_DESCRIPTION, TOOL_NAME, TOOL_RESULT, cache_status, drive, seen
 from pydantic import BaseModel
 
-MODEL = "gpt-4o-mini"
+MODEL = os.environ.get("SEMCACHE_E2E_MODEL", "gpt-4o-mini")
+COMPLETION_MODEL = os.environ.get("SEMCACHE_E2E_MODEL", "gpt-3.5-turbo-instruct")
 
 
 class Place(BaseModel):
@@ -220,7 +222,8 @@ class Responses:
         self.asked: dict[str, Any] = {"model": MODEL, "instructions": "Answer briefly.", "store": False}
 
     def text(self, question: str, **more: Any) -> dict[str, Any]:
-        raw = self.client.responses.with_raw_response.create(input=question, **self.asked, **more)
+        # `stream=False` goes without saying for the vendor; `transformers serve` streams unless told not to.
+        raw = self.client.responses.with_raw_response.create(input=question, stream=False, **self.asked, **more)
         return _response_seen(raw.parse(), raw.headers)
 
     def stream(self, question: str, **more: Any) -> dict[str, Any]:
@@ -269,7 +272,10 @@ class AsyncResponses:
 
     async def text(self, question: str, **more: Any) -> dict[str, Any]:
         raw = await self.client.responses.with_raw_response.create(
-            input=[{"role": "user", "content": [{"type": "input_text", "text": question}]}], **self.asked, **more
+            input=[{"role": "user", "content": [{"type": "input_text", "text": question}]}],
+            stream=False,
+            **self.asked,
+            **more,
         )
         return _response_seen(raw.parse(), raw.headers)
 
@@ -295,7 +301,7 @@ class AsyncResponses:
 class Completions:
     def __init__(self, base: str, key: str, headers: dict[str, str]) -> None:
         self.client = openai.OpenAI(base_url=f"{base}/v1", api_key=key, default_headers=headers, max_retries=0)
-        self.asked: dict[str, Any] = {"model": "gpt-3.5-turbo-instruct", "max_tokens": 200}
+        self.asked: dict[str, Any] = {"model": COMPLETION_MODEL, "max_tokens": 200}
 
     def text(self, question: str) -> dict[str, Any]:
         raw = self.client.completions.with_raw_response.create(prompt=question, **self.asked)
@@ -315,7 +321,7 @@ class Completions:
 class AsyncCompletions:
     def __init__(self, base: str, key: str, headers: dict[str, str]) -> None:
         self.client = openai.AsyncOpenAI(base_url=f"{base}/v1", api_key=key, default_headers=headers, max_retries=0)
-        self.asked: dict[str, Any] = {"model": "gpt-3.5-turbo-instruct", "max_tokens": 200}
+        self.asked: dict[str, Any] = {"model": COMPLETION_MODEL, "max_tokens": 200}
 
     async def text(self, question: str) -> dict[str, Any]:
         raw = await self.client.completions.with_raw_response.create(prompt=question, **self.asked)
