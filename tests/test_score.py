@@ -76,8 +76,13 @@ def test_as_recorded_each_event_is_due_when_it_came() -> None:
 
 def test_by_the_second_an_event_is_a_token_unless_they_are_counted() -> None:
     assert list(Score(Form.STREAM, EVENTS).schedule(2.0)) == [0, 0.5, 1]
-    assert list(Score(Form.STREAM, EVENTS, tokens=30).schedule(10.0)) == [0, 1, 2]
+    assert list(Score(Form.STREAM, EVENTS, tokens=30).schedule(10.0)) == [0, 1.5, 3], "the whole lasts as long"
     assert list(Score(Form.STREAM, EVENTS, tokens=0).schedule(1.0)) == [0, 1, 2], "nobody counted"
+    assert list(Score(Form.STREAM, EVENTS[:1], tokens=9).schedule(1.0)) == [0], "there is nothing to wait for"
+
+
+def test_by_the_second_nothing_lasts_longer_than_anybody_waits() -> None:
+    assert list(Score(Form.STREAM, EVENTS, tokens=30).schedule(0.001)) == [0, 300, 600]
 
 
 @given(

@@ -19,6 +19,8 @@ JSON = "application/json"
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 NDJSON = "application/x-ndjson"
 
+LONGEST_S = 600.0  # of a replay by tokens a second: the longest answer that SDKs wait for
+
 Pace = Literal["instant", "recorded"] | float  # a number: tokens a second
 
 
@@ -102,15 +104,16 @@ class Score:
     def schedule(self, pace: Pace) -> Sequence[float]:
         """When each event is due, in seconds since the first.
 
-        An event is about a token. Where the answer's tokens are counted, the whole lasts as long as they take.
+        An event is about a token. Where the answer's tokens are counted, the whole lasts as long as they take; but no
+        longer than LONGEST_S, for a caller may name any number and a replay holds its connection.
         """
         if pace == "instant":
             return (0.0,) * len(self._bounds)
         if pace == "recorded":
             return [offset_ms / 1000 for offset_ms in self.offsets_ms]
-        events = len(self._bounds)
-        each_s = max(self._tokens or events, 1) / events / pace
-        return [number * each_s for number in range(events)]
+        steps = max(len(self._bounds) - 1, 1)  # from the first event to the last
+        each_s = min((self._tokens or steps) / pace, LONGEST_S) / steps
+        return [number * each_s for number in range(len(self._bounds))]
 
     def _filled(self, identity: Identity) -> list[bytes]:
         if identity.id is None and identity.created is None:
