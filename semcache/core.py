@@ -43,6 +43,7 @@ class Core:
         self._leads = leads
         self._following: asyncio.Task[None] | None = None
         self.is_ready = False  # the index holds all that the store does
+        self._may_save = False  # the last snapshot has been looked at: before, an empty index would take its place
         self.store = open_store(config.cache, clock)
         self.embedder = embedder or embedders.build(config.embedder)
         self.index = Index(self.embedder.dimensions, self.embedder.stamp, snapshot_folder(config))
@@ -75,6 +76,7 @@ class Core:
         """Take the snapshot if it proves itself, then the store's changes since."""
         store, index = self.store, self.index
         await asyncio.to_thread(index.load_snapshot, store.id, store.last_seq, store.floor_seq)
+        self._may_save = True
         while True:
             try:
                 await store.follow(index.position, index.apply, self.embedder.stamp)
@@ -115,7 +117,7 @@ class Core:
         await asyncio.to_thread(self.index.discard_snapshot)
 
     def _save_snapshot(self) -> None:
-        if self._leads:
+        if self._leads and self._may_save:
             self.index.save_snapshot(self.store.id)
 
 
