@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import chain
 from typing import Literal
 from urllib.parse import unquote
 
@@ -88,6 +89,10 @@ def find_address(target: str) -> Address | None:
 
     The query stays with the request and belongs to its key: Azure's `api-version`, Anthropic's `beta=true`.
     """
+    return _USUAL.get(target) or _find_address(target)
+
+
+def _find_address(target: str) -> Address | None:
     path, mark, query = target.partition("?")
     if path.startswith("/openai/"):
         return _find_azure(path, target)
@@ -112,6 +117,17 @@ def _find_azure(path: str, target: str) -> Address | None:
         endpoint = path.removeprefix("/openai/").removeprefix("v1/")
     dialect = _OPENAI.get(endpoint)
     return Address(dialect, "azure", endpoint, target, model, _OPT_IN.get(endpoint)) if dialect else None
+
+
+# What SDKs send, read once: the search above takes as long as a lookup.
+_USUAL = {
+    target: address
+    for target in chain(
+        (f"{prefix}{endpoint}" for prefix in ("/v1/", "/", "/openai/v1/") for endpoint in (*_OPENAI, *_ANTHROPIC)),
+        (f"/api/{endpoint}" for endpoint in _OLLAMA),
+    )
+    if (address := _find_address(target))
+}
 
 
 def is_model_path(path: str) -> bool:
