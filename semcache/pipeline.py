@@ -50,6 +50,7 @@ from semcache.wire.recording import Recording
 log = logging.getLogger(__name__)
 
 LEARNED_S = 60.0  # how long a request whose answer could not be kept runs without waiting for others
+PUTS_AT_ONCE = 256  # of one batch: two of the largest, put at once, would fill the store's queue and lose their rest
 JSON_ACK_S = 0.05  # a JSON answer waits this long for the store's word, to say `stored`; then it leaves without
 
 
@@ -359,12 +360,16 @@ class Pipeline:
                 entries = [self._entry(plan, ruling, plan.ask, plan.key, reading.answer, vector)]
         except CacheFault:
             return Unstorable.MALFORMED
+        is_purged = False
         try:
-            numbers = await asyncio.gather(*(self._store.put(entry, since_seq) for entry in entries))
-        except CacheFault as fault:
+            for start in range(0, len(entries), PUTS_AT_ONCE):
+                some = entries[start : start + PUTS_AT_ONCE]
+                numbers = await asyncio.gather(*(self._store.put(entry, since_seq) for entry in some))
+                is_purged = is_purged or None in numbers
+        except CacheFault as fault:  # what is stored already of a batch stays: each item is whole
             self.faults[type(fault).__name__] += 1
             return Unstorable.STORE_FAULT
-        return Unstorable.PURGED if None in numbers else None
+        return Unstorable.PURGED if is_purged else None
 
     def _entry(self, plan: Plan, ruling: Ruling, ask: Ask, key: Key, answer: Answer, vector: Vector | None) -> Entry:
         return Entry(

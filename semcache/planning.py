@@ -20,7 +20,8 @@ from semcache.types import Ask, Key, Scope, Tenant
 from semcache.wire import Address, BatchDialect, Dialect, vendor_of
 
 PLAN_BODY_BYTES = 16 * 1024  # larger bodies are parsed each time: remembering them costs more memory than it saves time
-PLANS = 2048  # so at most some 64 MB, for a plan also holds its context and question
+PLANS = 2048  # so at most some 64 MB, for a plan also holds its context and question. An item of a batch counts as one
+PLAN_ITEMS = 64  # of a batch. An item takes 5 KB however short it is: 12 KB of body can hold 2,000 of them, and 10 MB
 MODEL_CHARS = 256  # routes of longer names are not remembered: a caller may make up a name of any length
 
 # Of Ollama's own API, what goes to a backend that was not said to be an Ollama: what asks, not what pulls or deletes.
@@ -65,7 +66,7 @@ class Planner:
         """`embedder`: the stamp of the one that questions are embedded with."""
         self._config = config
         self._embedder = embedder
-        self._plans: LRUCache[tuple[object, ...], Plan] = LRUCache(PLANS)
+        self._plans: LRUCache[tuple[object, ...], Plan] = LRUCache(PLANS, getsizeof=_weight)
         self._routes = lru_cache(1024)(self._route)
         self._spoken = {backend.dialect for pool in config.pools.values() for backend in pool.backends}
 
@@ -75,7 +76,7 @@ class Planner:
         plan = self._plans.get(identity)
         if plan is None:
             plan = self._plan(address, headers, body, tenant, namespace)
-            if len(body) <= PLAN_BODY_BYTES:
+            if len(body) <= PLAN_BODY_BYTES and len(plan.items) <= PLAN_ITEMS:
                 self._plans[identity] = plan
         return plan
 
@@ -151,6 +152,10 @@ class Planner:
 
     def stats(self) -> dict[str, float]:
         return {"plans": len(self._plans)}
+
+
+def _weight(plan: Plan) -> int:
+    return max(1, len(plan.items))
 
 
 def _wants(route: Route, address: Address) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
@@ -18,10 +19,14 @@ import pytest
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
+from multidict import CIMultiDict
 
+from semcache import config, wire
+from semcache.planning import PLAN_ITEMS, PLANS, Planner
+from semcache.types import Tenant
 from semcache.wire.vectors import as_base64, as_floats, shares
 from tests.fakes import ModelServer
-from tests.harness import Proxy, running_proxy
+from tests.harness import Proxy, running_proxy, until
 
 DIMENSIONS = 8
 
@@ -246,6 +251,31 @@ async def test_a_batch_past_the_vendors_limit_is_stored_as_one(tmp_path: Path) -
         assert status.startswith("semcache; hit")
         assert answer.data[2048].embedding == vector_of("text 2048")
         assert server.requests == 1
+
+
+async def test_large_batches_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+    async with embedding(tmp_path) as (proxy, server):
+        server.gate = asyncio.Event()
+        asking = [
+            asyncio.create_task(embed(proxy, [f"{batch} {number}" for number in range(2048)])) for batch in range(3)
+        ]
+        await until(lambda: server.requests == 3)
+        server.gate.set()
+        await asyncio.gather(*asking)
+        await proxy.landed()
+        stats = proxy.app.pipeline.stats()
+        assert (stats["stored"], stats.get("unstorable_store-fault")) == (3, None)
+
+
+def test_plans_of_batches_are_remembered_only_as_far_as_memory_allows() -> None:
+    planner = Planner(config.build({}, "settings"), "stamp")
+    address = wire.find_address("/v1/embeddings")
+    assert address is not None
+    for batch in range(100):
+        for size in (PLAN_ITEMS, PLAN_ITEMS + 1):
+            body = orjson.dumps({"model": "m", "input": [f"{batch} {item}" for item in range(size)]})
+            planner.plan(address, CIMultiDict(), body, Tenant("t"), "")
+    assert planner.stats()["plans"] == PLANS // PLAN_ITEMS
 
 
 async def test_ollamas_embeddings_are_cached_item_by_item(tmp_path: Path) -> None:
