@@ -44,7 +44,10 @@ STOREYS: tuple[tuple[set[str], ...], ...] = (
     ),
     ({"pipeline", "planning", "forwarding", "batches", "delivery", "pacing"},),
     ({"server"}, {"admin"}),
-    ({"core", "inprocess", "app", "cli", "demo", "demo_asking", "demo_questions", "demo_screen", "__main__"},),
+    (
+        {"core", "inprocess", "threaded", "langchain", "langchain_prompts", "httpx_transport"}
+        | {"app", "cli", "demo", "demo_asking", "demo_questions", "demo_screen", "__main__"},
+    ),
 )
 PLACE = {
     name: (storey, room) for storey, rooms in enumerate(STOREYS) for room, names in enumerate(rooms) for name in names
