@@ -18,9 +18,9 @@ ROWS = [
 ASKED = {row[0].strip("`"): row for row in ROWS if len(row) == 4}
 NEVER = {path for row in ROWS if len(row) == 3 for path in re.findall(r"`(/\S+)`", row[0])}
 LEFT_OUT = {
-    "/v1/chat/completions": openai.NOT_CONTEXT,
+    "/v1/chat/completions": (*openai.NOT_CONTEXT, openai.CACHE_MARK),
     "/v1/completions": completions.NOT_CONTEXT,
-    "/v1/responses": responses.NOT_CONTEXT,
+    "/v1/responses": (*responses.NOT_CONTEXT, openai.CACHE_MARK),
     "/v1/embeddings": (*embeddings.NOT_CONTEXT, "encoding_format"),
     "/v1/messages": (*anthropic.NOT_CONTEXT, "metadata.user_id"),
     "/api/chat": ollama.NOT_CONTEXT,

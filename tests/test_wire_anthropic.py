@@ -189,7 +189,19 @@ def test_an_images_data_is_in_the_context_by_its_digest() -> None:
     digest = one.context[one.context.index(b"#") :][:65].decode()
     forged = ask(user({**IMAGE, "source": {"type": "base64", "media_type": "image/png", "data": digest}}, "x"))
     assert forged.context != one.context
-    assert digest.encode() not in forged.context
+    assert b'"%b"' % digest.encode() in forged.context, "what a client writes is a text"
+
+
+def test_a_documents_text_is_in_the_context_by_its_digest() -> None:
+    text = "x" * 100_000
+    sources = [
+        {"type": "text", "media_type": "text/plain", "data": text},
+        {"type": "content", "content": [block(text)]},
+    ]
+    for source in sources:
+        one = ask(user({"type": "document", "source": source}, "What is this?"))
+        assert len(one.context) < 400
+        assert one.context != ask(user({"type": "document", "source": {**source, "data": text + "y"}}, "?")).context
 
 
 @pytest.mark.parametrize("number", [("1", "1.0"), ("1", "1e0"), ("100000000000000000001", "100000000000000000002")])
@@ -274,8 +286,11 @@ def test_headers_that_change_the_request_are_context_and_no_others() -> None:
         for name in ("Anthropic_Version", "anthropic_beta", "anthropic_workspace_id", "anthropic_user_profile_id")
     ]
     assert len({plain, *named}) == 5
-    two = CIMultiDict([("anthropic-beta", "a"), ("Anthropic-Beta", "b")])
+    two = CIMultiDict([("anthropic-beta", "b"), ("Anthropic-Beta", "a")])
     assert ANTHROPIC.parse(MESSAGES, body, two).context != ask_raw(body, anthropic_beta="a").context
+    for written in ("a,b", "b, a", "a,b,a", "a , b,"):
+        assert ask_raw(body, anthropic_beta=written).context == ANTHROPIC.parse(MESSAGES, body, two).context
+    assert ask_raw(body, anthropic_beta="a;b").context != ask_raw(body, anthropic_beta="a,b").context
     hash(ANTHROPIC.context_headers(two))
 
 

@@ -50,7 +50,6 @@ def test_a_chats_question_is_the_last_users_text() -> None:
     [
         {"role": "assistant", "content": "The parcel"},  # to be continued
         {"role": "tool", "content": "4 days", "tool_name": "track"},
-        {"role": "system", "content": "Answer now."},
         {"content": "who says this?"},
         {"role": ["user"], "content": "x"},
         user(""),
@@ -62,6 +61,12 @@ def test_a_chats_question_is_the_last_users_text() -> None:
 )
 def test_without_a_last_users_text_there_is_no_question(last: Any) -> None:
     assert chat(USER, last).question is None
+
+
+def test_instructions_after_the_question_are_context() -> None:
+    asked = [chat(user(text), {"role": "system", "content": "Answer now."}) for text in ("One?", "Two?")]
+    assert [one.question for one in asked] == ["One?", "Two?"]
+    assert asked[0].context == asked[1].context != chat(user("One?")).context
 
 
 def test_a_completions_question_is_its_prompt() -> None:

@@ -15,8 +15,8 @@ from multidict import CIMultiDict
 from semcache.errors import ClientError
 from semcache.types import Ask
 from semcache.wire import Address
+from semcache.wire.marks import by_digest
 from semcache.wire.openai import NOT_CONTEXT, OpenAIChat
-from semcache.wire.requests import by_digest
 
 OPENAI = OpenAIChat()
 CHAT = Address(OPENAI, "openai", "chat/completions", "/v1/chat/completions")
@@ -56,7 +56,6 @@ def test_the_question_is_the_last_users_text() -> None:
     "last",
     [
         {"role": "assistant", "content": "The parcel"},
-        {"role": "system", "content": "Answer now."},
         {"role": "tool", "content": "4 days", "tool_call_id": "c"},
         {"content": "who says this?"},
         user(""),
@@ -73,6 +72,15 @@ def test_the_question_is_the_last_users_text() -> None:
 )
 def test_without_a_last_users_text_there_is_no_question(last: Any) -> None:
     assert ask(USER, last).question is None
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_instructions_after_the_question_are_context(role: str) -> None:
+    asked = [ask(user(text), {"role": role, "content": "Answer now."}) for text in ("One?", "Two?")]
+    assert [one.question for one in asked] == ["One?", "Two?"]
+    assert asked[0].context == asked[1].context
+    assert asked[0].context != ask(user("One?"), {"role": role, "content": "Later."}).context
+    assert asked[0].context != ask({"role": role, "content": "Answer now."}, user("One?")).context
 
 
 def test_requests_that_differ_in_their_question_only_share_the_context() -> None:
@@ -182,6 +190,13 @@ def test_no_part_can_be_written_like_a_digest() -> None:
     part = {"type": "image_url", "image_url": {"url": LONG}}
     assert ask(user([part])).context != ask(user([{**part, "image_url": {"url": url}}])).context
     assert ask(user([part])).context != ask(user([{**part, "image_url": {"url": LONG + "A"}}])).context
+
+
+def test_marks_for_the_vendors_prompt_cache_change_no_key() -> None:
+    mark = {"prompt_cache_breakpoint": {"mode": "explicit"}}
+    marked = ask({"role": "system", "content": [{**text("s")[0], **mark}]}, user([{**IMAGE, **mark}, *text("x")]))
+    assert marked.context == ask({"role": "system", "content": text("s")}, user([IMAGE, *text("x")])).context
+    assert ask(**mark).context != ask().context, "a member of the request itself is one that nobody knows"
 
 
 def test_media_of_every_message_are_replaced() -> None:

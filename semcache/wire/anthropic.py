@@ -10,20 +10,19 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
-import orjson
-
-from semcache.errors import ClientError
 from semcache.types import Answer, Ask, Traits
 from semcache.wire import strict_json
 from semcache.wire.anthropic_play import prepare
 from semcache.wire.anthropic_reply import scribe
 from semcache.wire.dialect import Address, Rendition, Scribe
 from semcache.wire.error_shapes import AnthropicErrors
-from semcache.wire.requests import by_digest, context_of, invalid, is_stream, model_of, named_headers
+from semcache.wire.marks import sealed, take_content
+from semcache.wire.requests import context_of, is_stream, messages_of, model_of, named_headers, temperature_in
 from semcache.wire.score import Identity, Score
-from semcache.wire.strict_json import Number, Tree
+from semcache.wire.strict_json import Tree
 
 # What does not change the answer, each with its reason. With the hints and the id that `_take_hint` and `_take_user`
 # take from deeper down, the only list by which anything stays out of a key.
@@ -38,8 +37,7 @@ NOT_CONTEXT = (
 # profile for whom it is made: another company, whose answers are not for the next.
 CONTEXT_HEADERS = ("anthropic-version", "anthropic-beta", "anthropic-workspace-id", "anthropic-user-profile-id")
 
-# Stands where the question's text was. No JSON value is written like this, so no client can send an equal context.
-_MARK = orjson.Fragment(b"?")
+_BETA = "anthropic-beta"
 
 _TEXT_BLOCKS = frozenset({"text", "thinking", "redacted_thinking", "search_result", "compaction", "fallback"})
 _TOOL_CHANGES = frozenset({"tool_addition", "tool_removal"})
@@ -58,7 +56,7 @@ class AnthropicMessages(AnthropicErrors):
 
     def parse(self, address: Address, body: bytes, headers: Mapping[str, str]) -> Ask:
         tree = strict_json.parse(body)
-        messages = _messages(tree)
+        messages = messages_of(tree)
         model = model_of(tree, address)
         stream = is_stream(tree)
         seen = _look_over(tree, messages)
@@ -83,7 +81,8 @@ class AnthropicMessages(AnthropicErrors):
         )
 
     def context_headers(self, headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-        return named_headers(headers, CONTEXT_HEADERS)
+        found = named_headers(headers, CONTEXT_HEADERS)
+        return _with_betas_in_order(found) if _BETA in headers else found
 
     def upstream_body(self, ask: Ask, *, ask_usage: bool) -> bytes:
         return ask.body
@@ -101,16 +100,12 @@ class AnthropicMessages(AnthropicErrors):
         return Identity(id="msg_" + os.urandom(12).hex(), created=int(now))
 
 
-def _messages(tree: Tree) -> list[Tree]:
-    messages = tree.get("messages")
-    if type(messages) is not list:
-        raise invalid("messages", "an array of objects", tree)
-    if not messages:
-        raise ClientError("Invalid 'messages': the array is empty.", param="messages", code="empty_array")
-    for number, message in enumerate(messages):
-        if type(message) is not dict:
-            raise invalid(f"messages[{number}]", "an object", {f"messages[{number}]": message})
-    return messages
+@lru_cache(maxsize=256)  # programs send the same few with every request
+def _with_betas_in_order(headers: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """Betas are a set, and libraries put them together in any order, on one line or several."""
+    betas = {beta.strip() for name, value in headers if name == _BETA for beta in value.split(",")}
+    others = (pair for pair in headers if pair[0] != _BETA)
+    return (*others, (_BETA, ",".join(sorted(betas - {""}))))
 
 
 class _Seen:
@@ -166,8 +161,8 @@ def _walk(blocks: Any, seen: _Seen) -> None:
             seen.has_media = True
         source = block.get("source")
         if type(source) is dict:
-            _shorten(source)
             _walk(source.get("content"), seen)
+            block["source"] = sealed(source)
         _walk(block.get("content"), seen)
         _walk(block.get("tool_changes"), seen)
 
@@ -184,22 +179,14 @@ def _take_tool_change(block: Tree, seen: _Seen) -> None:
         seen.take_tool(tool.get("definition", tool))
 
 
-def _shorten(source: Tree) -> None:
-    """Put a digest in the place of an image's or a document's data: megabytes, sent again with every turn."""
-    data = source.get("data")
-    if source.get("type") == "base64" and type(data) is str:
-        source["data"] = by_digest(data)
-
-
 def _traits(tree: Tree, seen: _Seen) -> Traits:
-    temperature = tree.get("temperature")
     diagnostics = tree.get("diagnostics")
     return Traits(
         has_tools=seen.has_tools or bool(tree.get("tools")),
         has_tool_results=seen.uses_tools,
         has_hosted_tools=seen.hosts_tools or bool(tree.get("mcp_servers")),
         has_media=seen.has_media,
-        temperature=float(temperature.text) if type(temperature) is Number else None,
+        temperature=temperature_in(tree),
         is_stateful=_is_stateful(tree, diagnostics),
         # The next request compares itself to this one, by the answer's id.
         id_is_a_handle=diagnostics is not None,
@@ -232,35 +219,12 @@ def _take_question(messages: list[Tree]) -> str | None:
     results in the turn it is a step of an agent, and asks nothing.
     """
     turn = next((message for message in reversed(messages) if message.get("role") == "user"), None)
-    content = turn.get("content") if turn else None
-    if turn and type(content) is str:
-        if not content.strip():
-            return None
-        turn["content"] = _MARK
-        return content
-    if type(content) is not list or any(
+    if turn is None or _has_tool_result(turn.get("content")):
+        return None
+    return take_content(turn, "text")
+
+
+def _has_tool_result(content: Any) -> bool:
+    return type(content) is list and any(
         type(block) is dict and block.get("type") == "tool_result" for block in content
-    ):
-        return None
-    return _take_texts(content)
-
-
-def _take_texts(content: list[Any]) -> str | None:
-    """Join the text blocks by line ends, and leave a mark in each.
-
-    Where line ends do not tell the blocks apart any more, the marks carry lengths, so that ["a\\nb", "c"] and
-    ["a", "b\\nc"], one question, are two contexts.
-    """
-    blocks: list[dict[str, Any]] = [
-        block
-        for block in content
-        if type(block) is dict and block.get("type") == "text" and type(block.get("text")) is str
-    ]
-    texts = [block["text"] for block in blocks]
-    question = "\n".join(texts)
-    if not question.strip():
-        return None
-    tells_apart = len(texts) == 1 or question.count("\n") == len(texts) - 1
-    for block in blocks:
-        block["text"] = _MARK if tells_apart else orjson.Fragment(b"?%d" % len(block["text"]))
-    return question
+    )

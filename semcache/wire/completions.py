@@ -11,18 +11,25 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
-
 from semcache.errors import ClientError
 from semcache.types import Answer, Ask, Form, Traits
 from semcache.wire import strict_json
 from semcache.wire.dialect import Address, Rendition, Scribe
 from semcache.wire.error_shapes import OpenAIErrors
+from semcache.wire.marks import MARK
 from semcache.wire.openai import CONTEXT_HEADERS, choices_of
 from semcache.wire.openai_play import prepare
 from semcache.wire.openai_reply import Choice, Judge
 from semcache.wire.openai_usage import asking_for_usage
-from semcache.wire.requests import context_of, invalid, is_stream, model_of, named_headers
+from semcache.wire.requests import (
+    context_of,
+    end_user_of,
+    invalid,
+    is_stream,
+    model_of,
+    named_headers,
+    temperature_in,
+)
 from semcache.wire.score import Identity, Score
 from semcache.wire.scribes import start_scribe
 from semcache.wire.strict_json import Number, Tree
@@ -35,7 +42,6 @@ NOT_CONTEXT = (
     "user",  # identity: the end user's id, for abuse reports; `cache.sharing` says who shares
 )
 
-_MARK = orjson.Fragment(b"?")  # where the question's text was; see openai.py
 _OF_THIS_PROMPT = ("echo", "logprobs", "suffix")
 
 _CHOICES = TextChoices()
@@ -48,13 +54,9 @@ class OpenAICompletions(OpenAIErrors):
         tree = strict_json.parse(body)
         model = model_of(tree, address)
         stream = is_stream(tree)
-        temperature = tree.get("temperature")
-        traits = Traits(
-            choices=_prompts(tree) * choices_of(tree),
-            temperature=float(temperature.text) if type(temperature) is Number else None,
-        )
+        traits = Traits(choices=_prompts(tree) * choices_of(tree), temperature=temperature_in(tree))
         options = tree.get("stream_options")
-        user = tree.get("user")
+        user = end_user_of(tree)
 
         for name in NOT_CONTEXT:
             tree.pop(name, None)
@@ -68,7 +70,7 @@ class OpenAICompletions(OpenAIErrors):
             context=context_of(tree, self.context_headers(headers)),
             stream=stream,
             include_usage=stream and type(options) is dict and options.get("include_usage") is True,
-            user=user if type(user) is str else None,
+            user=user,
             traits=traits,
             body=body,
         )
@@ -125,5 +127,5 @@ def _take_question(tree: Tree) -> str | None:
     text = prompt[0] if is_list else prompt
     if type(text) is not str or not text.strip():
         return None
-    tree["prompt"] = [_MARK] if is_list else _MARK
+    tree["prompt"] = [MARK] if is_list else MARK
     return text

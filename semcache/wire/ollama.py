@@ -8,29 +8,33 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from hashlib import blake2b
 from typing import ClassVar
-
-import orjson
 
 from semcache.types import Answer, Ask, Traits
 from semcache.wire import strict_json
 from semcache.wire.dialect import Address, Rendition, Scribe
 from semcache.wire.error_shapes import OllamaErrors
+from semcache.wire.marks import sealed, take_text
 from semcache.wire.ollama_play import prepare
 from semcache.wire.ollama_reply import CHAT, GENERATE, Layout, scribe
-from semcache.wire.requests import context_of, invalid, is_stream, model_of
+from semcache.wire.requests import (
+    asking_message,
+    context_of,
+    in_tool_loop,
+    invalid,
+    is_stream,
+    model_of,
+    objects_in,
+    temperature_in,
+)
 from semcache.wire.score import Identity, Score
-from semcache.wire.strict_json import Number, Tree
+from semcache.wire.strict_json import Tree
 
 # What does not change the answer, each with its reason. The only list by which anything stays out of a key.
 NOT_CONTEXT = (
     "stream",  # delivery: one recording plays in both forms
     "keep_alive",  # delivery: how long the model stays in memory after the answer
 )
-
-# Stands where the question's text was. No JSON value is written like this, so no client can send an equal context.
-_MARK = orjson.Fragment(b"?")
 
 # Of a completion. With these its prompt is no question by itself, and one that is near means something else.
 _MORE_THAN_A_QUESTION = (
@@ -103,15 +107,15 @@ class OllamaChat(_Ollama):
         has_media = [_digest_images(message) for message in messages]
         return Traits(
             has_tools=bool(tree.get("tools")),
-            has_tool_results=_in_tool_loop(messages),
+            has_tool_results=in_tool_loop(messages),
             has_media=any(has_media),
-            temperature=_temperature(tree),
+            temperature=temperature_in(_options(tree)),
             is_stateful=not messages,  # loads the model into memory, or with `keep_alive` 0 puts it out
         )
 
     def _take_question(self, tree: Tree) -> str | None:
-        last = tree["messages"][-1] if tree.get("messages") else {}
-        return _take(last, "content") if last.get("role") == "user" else None
+        turn = asking_message(_messages(tree))
+        return take_text(turn, "content") if turn else None
 
 
 class OllamaGenerate(_Ollama):
@@ -125,62 +129,28 @@ class OllamaGenerate(_Ollama):
             raise invalid("prompt", "a string", tree)
         return Traits(
             has_media=_digest_images(tree),
-            temperature=_temperature(tree),
+            temperature=temperature_in(_options(tree)),
             is_stateful=not prompt,  # as above
         )
 
     def _take_question(self, tree: Tree) -> str | None:
-        return None if any(tree.get(name) for name in _MORE_THAN_A_QUESTION) else _take(tree, "prompt")
+        return None if any(tree.get(name) for name in _MORE_THAN_A_QUESTION) else take_text(tree, "prompt")
 
 
 def _messages(tree: Tree) -> list[Tree]:
-    messages = tree.get("messages")
-    if messages is None:
-        return []
-    if type(messages) is not list:
-        raise invalid("messages", "an array of objects", tree)
-    for number, message in enumerate(messages):
-        if type(message) is not dict:
-            raise invalid(f"messages[{number}]", "an object", {f"messages[{number}]": message})
-    return messages
+    """None are as good as an empty list here."""
+    return [] if tree.get("messages") is None else objects_in(tree, "messages", "an array of objects")
 
 
-def _in_tool_loop(messages: list[Tree]) -> bool:
-    """Tool results anywhere, or a tool called since the user last spoke."""
-    since_user = True
-    for message in reversed(messages):
-        role = message.get("role")
-        if role == "tool":
-            return True
-        if role == "user":
-            since_user = False
-        if since_user and message.get("tool_calls"):
-            return True
-    return False
-
-
-def _temperature(tree: Tree) -> float | None:
+def _options(tree: Tree) -> Tree:
     options = tree.get("options")
-    temperature = options.get("temperature") if type(options) is dict else None
-    return float(temperature.text) if type(temperature) is Number else None
+    return options if type(options) is dict else {}
 
 
 def _digest_images(holder: Tree) -> bool:
     """Whether there are images. Their base64 texts, megabytes each, are put into the context by digest."""
     images = holder.get("images")
-    if type(images) is list:
-        holder["images"] = [_digest(image) if type(image) is str else image for image in images]
-    return bool(images)
-
-
-def _digest(text: str) -> orjson.Fragment:
-    """No JSON value is written like this either."""
-    return orjson.Fragment(b"?%b" % blake2b(text.encode(), digest_size=32).hexdigest().encode())
-
-
-def _take(holder: Tree, name: str) -> str | None:
-    text = holder.get(name)
-    if type(text) is not str or not text.strip():
-        return None
-    holder[name] = _MARK
-    return text
+    if not images:
+        return False
+    holder["images"] = sealed(images)
+    return True

@@ -9,25 +9,34 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from typing import Any
 
-import orjson
-
-from semcache.errors import ClientError
 from semcache.types import Answer, Ask, Traits
 from semcache.wire import strict_json
 from semcache.wire.chat_choices import ChatChoices
 from semcache.wire.dialect import Address, Rendition, Scribe
 from semcache.wire.error_shapes import OpenAIErrors
+from semcache.wire.marks import sealed, take_content
 from semcache.wire.openai_play import prepare
 from semcache.wire.openai_reply import Judge, take_message
 from semcache.wire.openai_usage import asking_for_usage
-from semcache.wire.requests import by_digest, context_of, invalid, is_stream, model_of, named_headers
+from semcache.wire.requests import (
+    asking_message,
+    context_of,
+    end_user_of,
+    in_tool_loop,
+    invalid,
+    is_stream,
+    messages_of,
+    model_of,
+    named_headers,
+    temperature_in,
+)
 from semcache.wire.score import Identity, Score
 from semcache.wire.scribes import start_scribe
 from semcache.wire.strict_json import Number, Tree
 
-# What does not change the answer, each with its reason. The only list by which anything stays out of a key.
+# What does not change the answer, each with its reason. With CACHE_MARK, inside content parts, the only list by which
+# anything stays out of a key.
 NOT_CONTEXT = (
     "stream",  # delivery: one recording plays in both forms
     "stream_options",  # delivery: usage chunk and padding
@@ -39,22 +48,16 @@ NOT_CONTEXT = (
     "store",  # true asks the vendor to keep the exchange, and no stored answer can do that: see Traits.is_stateful
     "metadata",  # labels for what is kept so; tracing tools put a new id into it each time
 )
+CACHE_MARK = "prompt_cache_breakpoint"  # delivery: up to where the vendor keeps what it has computed of the prompt
 
 # Headers that change the effective request. Whose account pays may decide which models and data a request reaches.
 CONTEXT_HEADERS = ("openai-organization", "openai-project", "openai-beta", "api-version")
 
-# Stands where the question's text was. No JSON value is written like this, so no client can send an equal context.
-_MARK = orjson.Fragment(b"?")
-
 _CHOICES = ChatChoices()
 
 _TEXT_PARTS = frozenset({"text", "refusal"})  # any other kind of content part is media
-_TOOL_ROLES = frozenset({"tool", "function"})
 _TOOL_FIELDS = ("tools", "functions")
 _POSITIVE = re.compile(r"[1-9][0-9]{0,3}", re.ASCII)  # n: the vendor's own limit is 128
-
-
-_SHORT_CHARS = 256  # what media parts say in more than this enters the context by digest
 
 
 class OpenAIChat(OpenAIErrors):
@@ -62,16 +65,17 @@ class OpenAIChat(OpenAIErrors):
 
     def parse(self, address: Address, body: bytes, headers: Mapping[str, str]) -> Ask:
         tree = strict_json.parse(body)
-        messages = _messages(tree)
+        messages = messages_of(tree)
         model = model_of(tree, address)
         stream = is_stream(tree)
         traits = _traits(tree, messages)
         options = tree.get("stream_options")
-        user = tree.get("user") or tree.get("safety_identifier")
+        user = end_user_of(tree)
 
         for name in NOT_CONTEXT:
             tree.pop(name, None)
-        question = _take_question(messages[-1])
+        turn = asking_message(messages)
+        question = take_content(turn, "text") if turn else None
         return Ask(
             dialect=address.vendor,
             endpoint=address.endpoint,
@@ -81,7 +85,7 @@ class OpenAIChat(OpenAIErrors):
             context=context_of(tree, self.context_headers(headers)),
             stream=stream,
             include_usage=stream and type(options) is dict and options.get("include_usage") is True,
-            user=user if type(user) is str else None,
+            user=user,
             traits=traits,
             body=body,
         )
@@ -106,18 +110,6 @@ class OpenAIChat(OpenAIErrors):
         return Identity(id="chatcmpl-" + os.urandom(12).hex(), created=int(now))
 
 
-def _messages(tree: Tree) -> list[Tree]:
-    messages = tree.get("messages")
-    if type(messages) is not list:
-        raise invalid("messages", "an array of objects", tree)
-    if not messages:
-        raise ClientError("Invalid 'messages': the array is empty.", param="messages", code="empty_array")
-    for number, message in enumerate(messages):
-        if type(message) is not dict:
-            raise invalid(f"messages[{number}]", "an object", {f"messages[{number}]": message})
-    return messages
-
-
 def choices_of(tree: Tree) -> int:
     """How many answers to each prompt are asked for. Raises ClientError."""
     n = tree.get("n")
@@ -129,83 +121,30 @@ def choices_of(tree: Tree) -> int:
 
 
 def _traits(tree: Tree, messages: list[Tree]) -> Traits:
-    temperature = tree.get("temperature")
     searches = tree.get("web_search_options") is not None
     media = [_take_media(message) for message in messages]
     return Traits(
         has_tools=searches or any(tree.get(name) for name in _TOOL_FIELDS),
-        has_tool_results=_in_tool_loop(messages),
+        has_tool_results=in_tool_loop(messages),
         has_hosted_tools=searches,
         has_media=any(media),
         choices=choices_of(tree),
-        temperature=float(temperature.text) if type(temperature) is Number else None,
+        temperature=temperature_in(tree),
         is_stateful=tree.get("store") is True,
     )
 
 
-def _in_tool_loop(messages: list[Tree]) -> bool:
-    """Tool results anywhere, or a tool called since the user last spoke."""
-    since_user = True
-    for message in reversed(messages):
-        role = message.get("role")
-        if type(role) is str and role in _TOOL_ROLES:
-            return True
-        if role == "user":
-            since_user = False
-        if since_user and (message.get("tool_calls") or message.get("function_call")):
-            return True
-    return False
-
-
 def _take_media(message: Tree) -> bool:
-    """Whether a message holds images, audio or files. Their data, megabytes sent again with every turn, are replaced by
-    digests, in place."""
+    """Whether a message holds images, audio or files. Put digests for their data, and take out marks for the vendor's
+    prompt cache, in place."""
     content = message.get("content")
     found = False
     if type(content) is list:
         for place, part in enumerate(content):
             kind = part.get("type") if type(part) is dict else None
+            if type(part) is dict:
+                part.pop(CACHE_MARK, None)
             if type(kind) is not str or kind not in _TEXT_PARTS:
-                content[place] = _sealed(part)
+                content[place] = sealed(part)
                 found = True
     return found or bool(message.get("audio"))  # an earlier spoken answer, by its id
-
-
-def _sealed(value: Any) -> Any:
-    """A part of whatever kind, with digests for its long texts: equal parts, and only those, stay equal."""
-    if type(value) is str:
-        return value if len(value) <= _SHORT_CHARS else by_digest(value)
-    if type(value) is dict:
-        return {key: _sealed(item) for key, item in value.items()}
-    if type(value) is list:
-        return [_sealed(item) for item in value]
-    return value
-
-
-def _take_question(message: Tree) -> str | None:
-    """Return the question and leave its mark in the message; None, and the message as it was, where there is none.
-
-    Text parts are joined by line ends. Where that does not tell the parts apart any more, the marks carry lengths, so
-    that ["a\\nb", "c"] and ["a", "b\\nc"], one question, are two contexts.
-    """
-    if message.get("role") != "user":
-        return None
-    content = message.get("content")
-    if type(content) is str:
-        if not content.strip():
-            return None
-        message["content"] = _MARK
-        return content
-    if type(content) is not list:
-        return None
-    parts: list[dict[str, Any]] = [
-        part for part in content if type(part) is dict and part.get("type") == "text" and type(part.get("text")) is str
-    ]
-    texts = [part["text"] for part in parts]
-    question = "\n".join(texts)
-    if not question.strip():
-        return None
-    tells_apart = question.count("\n") == len(texts) - 1
-    for part in parts:
-        part["text"] = _MARK if tells_apart or len(parts) == 1 else orjson.Fragment(b"?%d" % len(part["text"]))
-    return question

@@ -1,16 +1,18 @@
-"""Reading a request, as far as every dialect does it alike: its model, whether it streams, what its context holds."""
+"""Reading a request, as far as dialects do it alike: model, messages, how it is to be delivered, headers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from hashlib import blake2b
 
 import orjson
 
 from semcache.errors import ClientError
 from semcache.wire import strict_json
 from semcache.wire.dialect import Address
-from semcache.wire.strict_json import Tree
+from semcache.wire.strict_json import Number, Tree
+
+_INSTRUCTING = frozenset({"system", "developer"})
+_TOOL_ROLES = frozenset({"tool", "function"})
 
 
 def model_of(tree: Tree, address: Address) -> str:
@@ -34,16 +36,73 @@ def is_stream(tree: Tree, default: bool = False) -> bool:
     raise invalid("stream", "a boolean", tree)
 
 
+def temperature_in(settings: Tree) -> float | None:
+    """None where it is left to the model, or is no number: judging that is for the upstream."""
+    temperature = settings.get("temperature")
+    return float(temperature.text) if type(temperature) is Number else None
+
+
+def end_user_of(tree: Tree) -> str | None:
+    """The caller's own user, under the name that OpenAI's API has for it or the one that it had before."""
+    user = tree.get("user") or tree.get("safety_identifier")
+    return user if type(user) is str else None
+
+
+def messages_of(tree: Tree) -> list[Tree]:
+    """A conversation of at least one message, which stays the one in the tree. Raises ClientError."""
+    messages = objects_in(tree, "messages", "an array of objects")
+    if not messages:
+        raise ClientError("Invalid 'messages': the array is empty.", param="messages", code="empty_array")
+    return messages
+
+
+def objects_in(tree: Tree, name: str, expected: str) -> list[Tree]:
+    """An array of objects, which stays the one in the tree. Raises ClientError, with what was `expected` instead."""
+    items = tree.get(name)
+    if type(items) is not list:
+        raise invalid(name, expected, tree)
+    for number, item in enumerate(items):
+        if type(item) is not dict:
+            raise invalid(f"{name}[{number}]", "an object", {f"{name}[{number}]": item})
+    return items
+
+
+def asking_message(messages: list[Tree]) -> Tree | None:
+    """The last user message, where only instructions come after it. What else does has the question answered already,
+    or begun to."""
+    for message in reversed(messages):
+        role = message.get("role")
+        if role == "user":
+            return message
+        if type(role) is not str or role not in _INSTRUCTING:
+            return None
+    return None
+
+
+def in_tool_loop(messages: list[Tree]) -> bool:
+    """Tool results anywhere, or a tool called since the user last spoke."""
+    since_user = True
+    for message in reversed(messages):
+        role = message.get("role")
+        if type(role) is str and role in _TOOL_ROLES:
+            return True
+        if role == "user":
+            since_user = False
+        if since_user and (message.get("tool_calls") or message.get("function_call")):
+            return True
+    return False
+
+
 def named_headers(headers: Mapping[str, str], names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     """Those of the headers that have these names (lower-case), sorted; a field that comes twice counts twice."""
-    for name in names:
-        if name in headers:
-            break
-    else:
+    # Nothing else is looked at, for this is done for requests too that are known already.
+    found = [name for name in names if name in headers]
+    if not found:
         return ()
-    # Not headers[name]: a header may come twice, and both go upstream.
-    lowered = [(name.lower(), value) for name, value in headers.items()]
-    return tuple(sorted(pair for pair in lowered if pair[0] in names))
+    get_all = getattr(headers, "getall", None)  # not headers[name]: a header may come twice, and both go upstream
+    if get_all is None:
+        return tuple(sorted((name, headers[name]) for name in found))
+    return tuple(sorted((name, value) for name in found for value in get_all(name)))
 
 
 def context_of(tree: Tree, headers: tuple[tuple[str, str], ...]) -> bytes:
@@ -55,13 +114,8 @@ def context_of(tree: Tree, headers: tuple[tuple[str, str], ...]) -> bytes:
     return context + b"\n" + orjson.dumps(headers) if headers else context
 
 
-def by_digest(text: str) -> orjson.Fragment:
-    """What stands in a context for a text too long to be kept there. No JSON value is written like it."""
-    return orjson.Fragment(b"#" + blake2b(text.encode(), digest_size=32).hexdigest().encode())
-
-
 def invalid(name: str, expected: str, tree: Tree) -> ClientError:
-    """The complaint about one member, in the words of OpenAI's API."""
+    """The complaint about one member, in the words of OpenAI's API. Its vendor's form is for the dialect to give."""
     if name not in tree:
         return ClientError(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
     got = strict_json.kind(tree[name])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from hashlib import blake2b
 from typing import Any
 
 import orjson
@@ -19,15 +18,25 @@ from semcache.types import Answer, Ask, Traits
 from semcache.wire import strict_json
 from semcache.wire.dialect import Address, Rendition, Scribe
 from semcache.wire.error_shapes import OpenAIErrors
-from semcache.wire.openai import CONTEXT_HEADERS
-from semcache.wire.requests import context_of, invalid, is_stream, model_of, named_headers
+from semcache.wire.marks import sealed, take_content, take_text
+from semcache.wire.openai import CACHE_MARK, CONTEXT_HEADERS
+from semcache.wire.requests import (
+    asking_message,
+    context_of,
+    end_user_of,
+    is_stream,
+    model_of,
+    named_headers,
+    objects_in,
+    temperature_in,
+)
 from semcache.wire.responses_play import prepare
 from semcache.wire.responses_reply import scribe
 from semcache.wire.score import Identity, Score
-from semcache.wire.strict_json import Number, Tree
+from semcache.wire.strict_json import Tree
 
 # What does not change the answer, each with its reason. The only list by which anything stays out of a key, but for the
-# vendor's marks for its prompt cache inside content parts (_CACHE_MARK).
+# vendor's marks for its prompt cache inside content parts (CACHE_MARK).
 #
 # Not in it, though they look like delivery: `store`, for with `false` the vendor does not keep the response under its
 # id, and a replay may not say otherwise; `service_tier`, for the answer says which one served it and so what it cost;
@@ -41,7 +50,6 @@ NOT_CONTEXT = (
     "prompt_cache_retention",  # delivery: how long it keeps them
     "metadata",  # labels; tracing tools put a new id into it each time
 )
-_CACHE_MARK = "prompt_cache_breakpoint"
 
 # Of NOT_CONTEXT, what the answer repeats, and how the vendor writes it for a request without it. None: as it likes, by
 # the account's settings, so what was recorded stays.
@@ -53,13 +61,8 @@ _ECHOED: Mapping[str, bytes | None] = {
     "prompt_cache_retention": None,
 }
 
-# Stands where the question's text was. No JSON value is written like this, so no client can send an equal context.
-_MARK = orjson.Fragment(b"?")
-_SEALED_CHARS = 512  # data in media parts that are longer enter the context by their digest
-
 _TEXT_PARTS = frozenset({"input_text", "output_text", "refusal"})  # any other kind of content part is media
 _MEDIA_ITEMS = frozenset({"image_generation_call", "computer_call_output"})
-_INSTRUCTING = frozenset({"system", "developer"})
 
 # Tools whose calls the caller carries out. All others are the vendor's (searches, code, images, MCP) or act on a screen
 # of the moment (computer*), or are new: what they bring is not kept.
@@ -75,7 +78,7 @@ class Responses(OpenAIErrors):
         stream = is_stream(tree)
         items = _items(tree)
         traits = _traits(tree, items)
-        user = tree.get("user") or tree.get("safety_identifier")
+        user = end_user_of(tree)
         echo = tuple((name, text) for name in _ECHOED if (text := _echoed(tree, name)) is not None)
 
         for name in NOT_CONTEXT:
@@ -91,7 +94,7 @@ class Responses(OpenAIErrors):
             context=context_of(tree, self.context_headers(headers)),
             stream=stream,
             include_usage=False,  # nobody asks for it here: it stands in the last event of every stream
-            user=user if type(user) is str else None,
+            user=user,
             traits=traits,
             body=body,
             echo=echo,
@@ -137,12 +140,7 @@ def _items(tree: Tree) -> list[Tree]:
     given = tree.get("input")
     if given is None or type(given) is str:
         return []
-    if type(given) is not list:
-        raise invalid("input", "a string or an array of objects", tree)
-    for number, item in enumerate(given):
-        if type(item) is not dict:
-            raise invalid(f"input[{number}]", "an object", {f"input[{number}]": item})
-    return given
+    return objects_in(tree, "input", "a string or an array of objects")
 
 
 def _echoed(tree: Tree, name: str) -> bytes | None:
@@ -151,7 +149,6 @@ def _echoed(tree: Tree, name: str) -> bytes | None:
 
 
 def _traits(tree: Tree, items: list[Tree]) -> Traits:
-    temperature = tree.get("temperature")
     tools = list(_tools(tree, items))
     is_stateful = _is_stateful(tree, items)
     return Traits(
@@ -161,7 +158,7 @@ def _traits(tree: Tree, items: list[Tree]) -> Traits:
         has_media=any(map(_has_media, items)) or _has_media_variables(tree),
         is_stateful=is_stateful,
         id_is_a_handle=not is_stateful and tree.get("store") is None,
-        temperature=float(temperature.text) if type(temperature) is Number else None,
+        temperature=temperature_in(tree),
     )
 
 
@@ -268,23 +265,18 @@ def _has_media_variables(tree: Tree) -> bool:
 def _seal_media(items: list[Tree]) -> None:
     """Put digests for images, audio and files, and take out marks for the vendor's prompt cache, in place."""
     for item in items:
-        for part in _parts(item):
-            if type(part) is dict:
-                part.pop(_CACHE_MARK, None)
-                if _is_media(part):
-                    _seal(part)
+        for name in ("content", "output"):
+            if type(item.get(name)) is list:
+                item[name] = [_without_data(part) for part in item[name]]
         kind = item.get("type")
         if type(kind) is str and kind in _MEDIA_ITEMS:
-            _seal(item)
+            item.update(sealed(item))
 
 
-def _seal(tree: Tree) -> None:
-    for name, value in tree.items():
-        if type(value) is str and len(value) > _SEALED_CHARS:
-            digest = blake2b(value.encode(), digest_size=32).hexdigest()
-            tree[name] = orjson.Fragment(b"?" + digest.encode())
-        elif type(value) is dict:
-            _seal(value)
+def _without_data(part: Any) -> Any:
+    if type(part) is dict:
+        part.pop(CACHE_MARK, None)
+    return sealed(part) if _is_media(part) else part
 
 
 # The question
@@ -293,50 +285,11 @@ def _seal(tree: Tree) -> None:
 def _take_question(tree: Tree, items: list[Tree]) -> str | None:
     """Return the question and leave its mark in the tree; None, and the tree as it was, where there is none.
 
-    It is the input's text, or that of the last user message. After that one only instructions may come: an answer that
-    has begun, or a tool's result, makes the question an old one.
-
-    Text parts are joined by line ends. Where that does not tell the parts apart any more, the marks carry lengths, so
-    that ["a\\nb", "c"] and ["a", "b\\nc"], one question, are two contexts.
+    It is the input's text, or that of the last user message if only instructions follow.
     """
     if not items:
-        given = tree.get("input")
-        if type(given) is not str or not given.strip():
-            return None
-        tree["input"] = _MARK
-        return given
-    message = _last_user_message(items)
-    content = message.get("content")
-    if type(content) is str:
-        if not content.strip():
-            return None
-        message["content"] = _MARK
-        return content
-    if type(content) is not list:
+        return take_text(tree, "input")
+    turn = asking_message(items)
+    if turn is None or turn.get("type", "message") != "message":
         return None
-    parts: list[Tree] = [
-        part
-        for part in content
-        if type(part) is dict and part.get("type") == "input_text" and type(part.get("text")) is str
-    ]
-    texts = [part["text"] for part in parts]
-    question = "\n".join(texts)
-    if not question.strip():
-        return None
-    tells_apart = question.count("\n") == len(texts) - 1
-    for part in parts:
-        part["text"] = _MARK if tells_apart or len(parts) == 1 else orjson.Fragment(b"?%d" % len(part["text"]))
-    return question
-
-
-def _last_user_message(items: list[Tree]) -> Tree:
-    """That message; an empty one, in no tree, where there is none to be answered."""
-    for item in reversed(items):
-        if item.get("type", "message") != "message":
-            break
-        role = item.get("role")
-        if role == "user":
-            return item
-        if type(role) is not str or role not in _INSTRUCTING:
-            break
-    return {}
+    return take_content(turn, "input_text")
