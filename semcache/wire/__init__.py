@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from itertools import chain
 from typing import Literal
 from urllib.parse import unquote
@@ -84,6 +85,7 @@ _BARE = frozenset(
 )
 
 
+@lru_cache(maxsize=512)  # services call a few paths, with a query or without
 def find_address(target: str) -> Address | None:
     """Return what a request's path and query say, both as they were sent; None where nothing is cached.
 
