@@ -37,8 +37,8 @@ def parse_form(content_type: str, body: bytes) -> Sequence[Part]:
     """
     boundary = _boundary(content_type)
     _, ended, after = body.partition(b"\r\n--" + boundary + b"--")
-    if not ended or after not in (b"", b"\r\n"):
-        raise _refusal("it does not end with its boundary")
+    if not body.startswith(b"--" + boundary + b"\r\n") or not ended or after not in (b"", b"\r\n"):
+        raise _refusal("it does not begin and end with its boundary")
     parts: list[Part] = []
     pieces: list[bytes] = []
     head: MultipartSegment | None = None

@@ -41,10 +41,11 @@ class Transcriptions(OpenAIErrors):
         if [part.name for part in files] != ["file"]:
             raise ClientError("Missing required parameter: 'file'.", param="file", code="missing_required_parameter")
         fields = _texts(part for part in parts if part.filename is None)
-        model = address.model or fields.get("model", ("",))[0]
+        model = address.model or _first(fields, "model")
         if not model:
             raise ClientError("Missing required parameter: 'model'.", param="model", code="missing_required_parameter")
-        stream = fields.pop("stream", ("false",)) != ("false",)
+        stream = _first(fields, "stream") not in (None, "false")
+        fields.pop("stream", None)
         return Ask(
             dialect=address.vendor,
             endpoint=address.endpoint,
@@ -91,17 +92,20 @@ class Transcriptions(OpenAIErrors):
         return RECORDED  # a transcript has neither an id nor a time
 
 
-def _texts(parts: Iterable[Part]) -> dict[str, tuple[str, ...]]:
-    """The values of each field, with their content types where those are told: they may say how a value is meant."""
-    fields: dict[str, tuple[str, ...]] = {}
+def _texts(parts: Iterable[Part]) -> dict[str, list[tuple[str, str]]]:
+    """The values of each field, each with its content type: it may say how the value is meant."""
+    fields: dict[str, list[tuple[str, str]]] = {}
     for part in parts:
         try:
             value = part.value.decode()
         except UnicodeDecodeError as exc:
             raise ClientError(f"Invalid '{part.name}': expected text.", param=part.name, code="invalid_type") from exc
-        told = (value, part.content_type) if part.content_type else (value,)
-        fields[part.name] = (*fields.get(part.name, ()), *told)
+        fields.setdefault(part.name, []).append((value, part.content_type))
     return fields
+
+
+def _first(fields: Mapping[str, Sequence[Sequence[str]]], name: str) -> str | None:
+    return fields[name][0][0] if name in fields else None
 
 
 def _file(part: Part) -> dict[str, Any]:
@@ -117,8 +121,7 @@ def _file(part: Part) -> dict[str, Any]:
 
 def _wanted(ask: Ask) -> str | None:
     """The format asked for, read back from the context."""
-    fields: dict[str, list[str]] = orjson.loads(ask.context.partition(b"\n")[0])["fields"]
-    return fields[_FORMAT][0] if _FORMAT in fields else None
+    return _first(orjson.loads(ask.context.partition(b"\n")[0])["fields"], _FORMAT)
 
 
 class _Judge:
@@ -186,8 +189,8 @@ class _TextScribe:
         return (), self._reading(whole)
 
     def _reading(self, whole: bool) -> Reading:
-        if not whole:
-            return Reading(None, Unstorable.INCOMPLETE)
+        if not whole:  # ended with its connection, as it may. Nobody can tell, so it is relayed for what it is
+            return Reading(None, Unstorable.MALFORMED)
         if self._size_bytes > self._limit_bytes:
             return Reading(None, Unstorable.TOO_LARGE)
         text = b"".join(self._chunks)
