@@ -115,6 +115,19 @@ async def test_a_client_that_came_back_is_waited_for_no_longer_by_the_clock() ->
     assert fetch.cancelled, "the second leaving starts the clock again"
 
 
+async def test_whoever_has_come_back_is_waited_for_twice_as_long_as_his_next_pause_is_twice_as_long() -> None:
+    flights: Flights[Reply] = Flights(linger_s=LINGER_S)
+    fetch = Fetch()
+    flight = flights.lead(b"k", Reply(is_delivering=False), fetch)
+    loop = asyncio.get_running_loop()
+    for _ in range(2):
+        with flight:
+            await asyncio.sleep(0)
+    left = loop.time()
+    await asyncio.wait_for(fetch.ended.wait(), 5)
+    assert loop.time() - left >= 2 * LINGER_S - 0.001
+
+
 async def test_a_fetch_that_lands_while_nobody_waits_is_kept() -> None:
     flights: Flights[Reply] = Flights(linger_s=LINGER_S)
     fetch = Fetch()

@@ -35,6 +35,10 @@ R = TypeVar("R", bound=Recording)
 # reached him the fetch goes on for this long, so that his second request joins it instead of paying for another.
 LINGER_S = 0.75
 
+# The pauses of the SDKs double with each try, and so does the waiting once somebody has come back. It ends here: by
+# default they try three times, and more would leave an upstream at work for nobody.
+LONGEST_LINGER_S = 4 * LINGER_S
+
 
 class Flight(Generic[R]):
     def __init__(self, recording: R, keep: bool, linger_s: float) -> None:
@@ -46,6 +50,11 @@ class Flight(Generic[R]):
         self._leaving: asyncio.TimerHandle | None = None
         self.is_abandoned = False  # everybody left; being cancelled, so nobody may join any more
 
+    @property
+    def has_landed(self) -> bool:
+        """Its task has ended, though the loop may not have come to clearing it away."""
+        return self._task is not None and self._task.done()
+
     def start(self, fetch: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         self._task = asyncio.create_task(fetch)
         return self._task
@@ -55,6 +64,7 @@ class Flight(Generic[R]):
         if self._leaving is not None:
             self._leaving.cancel()
             self._leaving = None
+            self._linger_s = min(2 * self._linger_s, LONGEST_LINGER_S)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -85,7 +95,7 @@ class Flights(Generic[R]):
     def find(self, key: Hashable) -> Flight[R] | None:
         """The flight that already fetches this, if it can still be followed from its beginning."""
         flight = self._joinable.get(key)
-        if flight is None or flight.is_abandoned or not flight.recording.is_joinable:
+        if flight is None or flight.is_abandoned or flight.has_landed or not flight.recording.is_joinable:
             return None
         self.joined += 1
         return flight
