@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from itertools import chain
 from typing import Literal
 from urllib.parse import unquote
 
@@ -85,16 +84,12 @@ _BARE = frozenset(
 )
 
 
-@lru_cache(maxsize=512)  # services call a few paths, with a query or without
+@lru_cache(maxsize=512)  # services call a few paths, with a query or without; a search takes as long as a lookup
 def find_address(target: str) -> Address | None:
     """Return what a request's path and query say, both as they were sent; None where nothing is cached.
 
     The query stays with the request and belongs to its key: Azure's `api-version`, Anthropic's `beta=true`.
     """
-    return _USUAL.get(target) or _find_address(target)
-
-
-def _find_address(target: str) -> Address | None:
     path, mark, query = target.partition("?")
     if path.startswith("/openai/"):
         return _find_azure(path, target)
@@ -119,17 +114,6 @@ def _find_azure(path: str, target: str) -> Address | None:
         endpoint = path.removeprefix("/openai/").removeprefix("v1/")
     dialect = _OPENAI.get(endpoint)
     return Address(dialect, "azure", endpoint, target, model, _OPT_IN.get(endpoint)) if dialect else None
-
-
-# What SDKs send, read once: the search above takes as long as a lookup.
-_USUAL = {
-    target: address
-    for target in chain(
-        (f"{prefix}{endpoint}" for prefix in ("/v1/", "/", "/openai/v1/") for endpoint in (*_OPENAI, *_ANTHROPIC)),
-        (f"/api/{endpoint}" for endpoint in _OLLAMA),
-    )
-    if (address := _find_address(target))
-}
 
 
 def is_model_path(path: str) -> bool:

@@ -95,10 +95,12 @@ def in_tool_loop(messages: list[Tree]) -> bool:
 
 def named_headers(headers: Mapping[str, str], names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     """Those of the headers that have these names (lower-case), sorted; a field that comes twice counts twice."""
-    # Nothing else is looked at, for this is done for requests too that are known already.
-    found = [name for name in names if name in headers]
-    if not found:
+    for name in names:  # no comprehension: this is done for known requests too, and there mostly finds nothing
+        if name in headers:
+            break
+    else:
         return ()
+    found = [name for name in names if name in headers]
     get_all = getattr(headers, "getall", None)  # not headers[name]: a header may come twice, and both go upstream
     if get_all is None:
         return tuple(sorted((name, headers[name]) for name in found))
