@@ -173,19 +173,26 @@ def closing_response(status: int, headers: Headers, body: bytes) -> bytes:
 
 
 class Sender:
-    """A response whose end is not known yet. Its head goes out at once; `end` or `abort` must follow.
+    """A response that is not here as a whole. Its head goes out at once; `end` or `abort` must follow.
 
     Chunked; to HTTP/1.0 the end of the connection is the end of the body.
     """
 
-    def __init__(self, request: web.BaseRequest, status: int, headers: Headers) -> None:
-        """Raises ClientGone, and ValueError when a field contains a line break."""
+    def __init__(
+        self, request: web.BaseRequest, status: int, headers: Headers, length_bytes: int | None = None
+    ) -> None:
+        """`length_bytes`: of the body, where it is known, and then the pieces come to that: it is sent as such, so that
+        a client can say how much is missing. Raises ClientGone, and ValueError when a field contains a line break."""
         self._wire = cast(Wire, request.protocol)
         self._status = status
         self._has_body = request.method != "HEAD" and status not in (204, 304)
-        self._chunked = self._has_body and request.version == HttpVersion11
+        is_told = length_bytes is not None and status not in (204, 304)
+        self._chunked = self._has_body and not is_told and request.version == HttpVersion11
+        self._ends_by_closing = not self._chunked and not is_told
         self._keep_alive = self._wire.keeps_alive(request)
-        framing = "Transfer-Encoding: chunked\r\n" if self._chunked else ""
+        framing = f"Content-Length: {length_bytes}\r\n" if is_told else ""
+        if self._chunked:
+            framing = "Transfer-Encoding: chunked\r\n"
         self._wire.write(_head(status, headers, framing, self._keep_alive))
 
     async def send(self, piece: bytes) -> None:
@@ -219,7 +226,7 @@ class Sender:
                 self._wire.write(b"%x\r\n%b\r\n" % (len(last_words), last_words))
         except ClientGone:
             pass
-        self._wire.sever(by_reset=not self._chunked)
+        self._wire.sever(by_reset=self._ends_by_closing)
         return SentResponse(self._status, keep_alive=False)
 
 

@@ -149,11 +149,15 @@ class Server:
         headers: Headers,
         pieces: AsyncIterator[bytes],
         outcome: Outcome,
+        length_bytes: int | None = None,
     ) -> web.StreamResponse:
-        """Send pieces as they come. A source that breaks off leaves a visibly broken answer: the dialect's error event,
-        then the connection ends without its last chunk, for both SDKs take a clean end for success."""
+        """Send pieces as they come, of `length_bytes` together where that is known.
+
+        A source that breaks off leaves a visibly broken answer: the dialect's error event, then the connection ends
+        without its last chunk, for both SDKs take a clean end for success.
+        """
         outcome.status = status
-        sender = Sender(request, status, headers)
+        sender = Sender(request, status, headers, length_bytes)
         try:
             async for piece in pieces:
                 if outcome.ttfb_ms is None:
@@ -230,7 +234,7 @@ class Server:
             headers = [*relayed(reply.headers), *own_headers(outcome)]
             if reply.tunnel is not None:
                 return await self._relay(request, reply.tunnel, headers, outcome)
-            return await self._stream(request, None, reply.status, headers, reply.chunks(), outcome)
+            return await self._stream(request, None, reply.status, headers, reply.chunks(), outcome, reply.length)
         finally:
             await reply.abort()
 

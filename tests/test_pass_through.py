@@ -243,6 +243,28 @@ async def test_a_download_is_streamed_byte_for_byte(tmp_path: Path) -> None:
         assert got == audio
         assert speech.headers["cache-status"] == BYPASSED
         assert speech.headers["content-type"] == "audio/mpeg"
+        assert speech.headers["content-length"] == str(len(audio))  # by which a client shows how far it is
+
+
+async def test_a_download_that_is_cut_does_not_look_complete(tmp_path: Path) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: audio/mpeg\r\nContent-Length: 10\r\n\r\n"
+    async with facing(tmp_path, [Expect(), Send(head + b"12345"), Close()]) as (proxy, _):
+        with pytest.raises(openai.APIConnectionError):
+            await proxy.client.files.content("file-1")
+
+
+@pytest.mark.parametrize("status", ["200 OK", "204 No Content", "304 Not Modified"])
+async def test_what_has_no_body_keeps_the_length_that_it_speaks_of_only_where_it_may(
+    tmp_path: Path, status: str
+) -> None:
+    """Of a HEAD it is that of the file."""
+    head = f"HTTP/1.1 {status}\r\nContent-Length: 12345\r\n\r\n".encode()
+    async with facing(tmp_path, [ExpectHead(), Send(head)], [ExpectHead(), Send(head)]) as (proxy, _):
+        async with httpx2.AsyncClient() as client:
+            for _ in range(2):
+                reply = await client.head(f"{proxy.url}/files/f/content")
+                assert (reply.status_code, reply.content) == (int(status[:3]), b"")
+                assert reply.headers.get("content-length") == ("12345" if reply.status_code == 200 else None)
 
 
 # Uploads
@@ -405,7 +427,7 @@ async def test_an_early_answer_is_relayed_while_the_upload_runs(
                 try:
                     reply = await reader.readuntil(b"\r\n\r\n")
                     assert reply.startswith(f"HTTP/1.1 {status[:3]} ".encode())
-                    assert b'{"error": {"message": "no"}}' in await reader.readuntil(b"0\r\n\r\n")
+                    assert await reader.readexactly(28) == b'{"error": {"message": "no"}}'
                 finally:
                     pouring.cancel()
                     await asyncio.gather(pouring, return_exceptions=True)

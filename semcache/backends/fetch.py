@@ -59,6 +59,13 @@ class Reply:
         """
         return self._exchange.whole
 
+    @property
+    def length(self) -> int | None:
+        """Of the body in bytes, where the head tells it; `chunks` then gives as many or raises. Of a HEAD: of what a
+        GET would have brought."""
+        told = self.headers.get("Content-Length")  # digits: the parser refuses anything else, and more than one
+        return None if told is None else int(told)
+
     def chunks(self) -> AsyncIterator[bytes]:
         """The body, once. Leaving the loop early or being cancelled closes the connection.
 
