@@ -99,7 +99,12 @@ def serve(file: Path | None, **options: Any) -> None:
 @click.argument("file", type=FILE)
 @_speaks_plainly
 def check(file: Path) -> None:
-    """Read a configuration file and say what is wrong with it, or how requests would be routed."""
+    """Read a configuration file and say what is wrong with it, or how requests would be routed.
+
+    Certificates that it names are read too: a proxy on this machine could not start without them.
+    """
+    from semcache.tls import Certificates
+
     settings = config.load(file)
     for number, route in enumerate(settings.routes):
         pools = ", ".join(route.pools or settings.pools)
@@ -109,6 +114,8 @@ def check(file: Path) -> None:
         )
     for line in settings.without_effect():
         click.echo(f"no effect yet: {line}")
+    if settings.server.tls is not None:
+        Certificates(settings.server.tls)
     click.echo(f"{file}: ok")
 
 

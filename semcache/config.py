@@ -69,7 +69,7 @@ class Server(_Section):
     host: str | None = "127.0.0.1"  # local only: a cache without keys must not be open to a network by default
     port: Port = 8080
     tls: Tls | None = None  # for host and port; read again when the files change
-    unix_socket: str | None = None  # a path to listen on as well, without TLS; host null: there alone
+    unix_socket: str | None = Field(default=None, min_length=1)  # a path, plain HTTP; host null: there alone
     unix_socket_mode: Annotated[str, BeforeValidator(_octal)] = "0660"  # its owner and group: as open as a local port
     admin_host: str = "127.0.0.1"  # metrics and admin calls have a listener of their own
     admin_port: Port = 8081

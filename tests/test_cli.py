@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import trustme
 from click.testing import CliRunner
 
 from semcache.cli import main
@@ -41,6 +42,19 @@ def test_check_says_where_requests_go(tmp_path: Path) -> None:
     assert "local" in text
     assert "0.93" in text
     assert "ok" in text
+
+
+def test_check_reads_the_certificate_that_a_start_would_need(tmp_path: Path) -> None:
+    file = tmp_path / "semcache.yaml"
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    file.write_text(f"server: {{tls: {{certificate: {certificate}, key: {key}}}}}")
+    text = semcache("check", str(file), status=1)
+    assert f'server.tls.certificate: "{certificate}" cannot be read: No such file' in text
+    assert "ok" not in text
+    issued = trustme.CA().issue_cert("localhost")
+    issued.cert_chain_pems[0].write_to_path(certificate)
+    issued.private_key_pem.write_to_path(key)
+    assert "ok" in semcache("check", str(file))
 
 
 def test_a_wrong_setting_is_exit_status_2_and_one_line(tmp_path: Path) -> None:
