@@ -53,6 +53,14 @@ class Delivery:
     is_stream: bool = False  # a whole body that is a stream all the same: events, played at once
     leave: Callable[[], object] | None = None
 
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The body, whichever kind it is."""
+        if isinstance(self.body, bytes):
+            yield self.body
+        else:
+            async for piece in self.body:
+                yield piece
+
     def close(self) -> None:
         """Follow no longer; the outcome then tells what the answer cost and whether it was kept. Does nothing twice."""
         if self.leave is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from time import perf_counter
 
 from semcache.backends.fetch import Fetcher, UpstreamRequest
@@ -41,27 +41,42 @@ class Forwarder:
             pass_key=not self._replaces_keys,
         )
         reply = await self._fetcher.fetch(plan.targets, request)
-        begun = self._now()
         try:
-            scribe = plan.dialect.scribe(
-                plan.ask,
-                reply.status,
-                reply.headers,
-                store_tools=plan.route.cache.store_tools,
-                limit_bytes=answer_limit(plan),
-            )
-            recording.begin(reply.status, reply.headers, reply.backend)
-            async for chunk in reply.chunks():
-                await recording.extend(scribe.feed(chunk, int((self._now() - begun) * 1000)))
-            frames, reading = scribe.finish(reply.whole)
-            if reading.unstorable is Unstorable.INCOMPLETE and not reply.whole:
-                # Delimited by the connection's end, and not at an end of its own: a cut that HTTP does not show. Half
-                # an event is held back, for the error event that comes now would be read as its other half.
-                raise UpstreamError(f"{reply.backend} ended its answer early", sent=True)
-            await recording.extend(frames)
-            return reading
+            head = (reply.status, reply.headers, reply.backend)
+            return await record(plan, recording, *head, reply.chunks(), lambda: reply.whole, self._now)
         finally:
             await reply.abort()  # after a whole reply there is nothing left to abort
+
+
+async def record(
+    plan: Plan,
+    recording: Recording,
+    status: int,
+    headers: Mapping[str, str],
+    backend: str,
+    chunks: AsyncIterator[bytes],
+    is_whole: Callable[[], bool],
+    now: Callable[[], float] = perf_counter,
+) -> Reading:
+    """Write down a reply as it comes, and return what it turned out to be.
+
+    `headers`: case-insensitive. `is_whole`: asked at the end, whether the framing proves that nothing is missing.
+    `now`: monotonic seconds. Raises what `chunks` raises, and UpstreamError for a reply that ended early.
+    """
+    begun = now()
+    limit_bytes, store_tools = answer_limit(plan), plan.route.cache.store_tools
+    scribe = plan.dialect.scribe(plan.ask, status, headers, store_tools=store_tools, limit_bytes=limit_bytes)
+    recording.begin(status, headers, backend)
+    async for chunk in chunks:
+        await recording.extend(scribe.feed(chunk, int((now() - begun) * 1000)))
+    whole = is_whole()
+    frames, reading = scribe.finish(whole)
+    if reading.unstorable is Unstorable.INCOMPLETE and not whole:
+        # Delimited by the connection's end, and not at an end of its own: a cut that HTTP does not show. Half an event
+        # is held back, for the error event that comes now would be read as its other half.
+        raise UpstreamError(f"{backend} ended its answer early", sent=True)
+    await recording.extend(frames)
+    return reading
 
 
 def answer_limit(plan: Plan) -> int:

@@ -19,10 +19,11 @@ from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import Any, NamedTuple, Self
+from urllib.parse import urlsplit
 
 from multidict import MultiMapping
 
-from semcache import config
+from semcache import config, wire
 from semcache.admit import Admission
 from semcache.cache.embedder import Embedder
 from semcache.cache.model import prepare as prepare_model
@@ -36,6 +37,7 @@ from semcache.types import Outcome, Reason, Selector, Tenant, Tier, Verdict
 from semcache.wire.dialect import Address, Reading
 from semcache.wire.plain import PlainText, write_question
 from semcache.wire.recording import Recording
+from semcache.wire.score import JSON
 
 Fetch = Callable[[str], Awaitable[str]]
 
@@ -65,10 +67,31 @@ class FetchFailed(SemcacheError):
         self.cause = cause
 
 
+def raised_for(error: SemcacheError, otherwise: type[Exception]) -> Exception:
+    """What to raise to whoever asked: what his library raised, else the error in the terms of that library."""
+    cause = error.cause if isinstance(error, FetchFailed) else error
+    return otherwise(cause.message) if isinstance(cause, SemcacheError) else cause
+
+
 class _Opened(NamedTuple):
     core: Core
     deliverer: Deliverer
     loop: asyncio.AbstractEventLoop
+
+
+def find_address(url: str) -> Address | None:
+    """What a POST to this URL says to a model API, under whatever base; None where nothing is cached.
+
+    The whole URL belongs to the key: another host's model is another model.
+    """
+    parts = urlsplit(url)
+    target = parts.path + (f"?{parts.query}" if parts.query else "")
+    address = wire.find_address(target)
+    if address is None and "/v1/" in parts.path:
+        address = wire.find_address(target[parts.path.rindex("/v1/") :])
+    if address is None or address.opt_in is not None:  # uploads, which are the proxy's
+        return None
+    return replace(address, target=f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{target}")
 
 
 class Cache:
@@ -180,13 +203,20 @@ class Cache:
     async def respond(self, address: Address, headers: MultiMapping[str], body: bytes, source: Source) -> Delivery:
         """Answer a model API's request as the proxy does. `headers` and `body`: as a client sends them.
 
-        The caller's key is the tenant. `source` raises FetchFailed where it gets no answer, which comes out of here,
-        or of the delivery's body. Raises SemcacheError for what the proxy would refuse.
+        The caller's key is the tenant. What the proxy would refuse is delivered as an error in the client's dialect.
+        Where `source` gets no answer it raises FetchFailed, which comes out of here or of the delivery's body.
         """
+        outcome = Outcome(os.urandom(12).hex(), perf_counter(), dialect=address.vendor)
         wishes = [", ".join(headers.getall(name, ())) or None for name in ("Cache-Control", "Semcache-Control")]
-        asked = read_directives(*wishes)
-        plan = await self._plan(address, headers, body, _ADMISSION.identify(headers), asked.namespace)
-        return await self._deliver(plan, asked, source, Outcome(os.urandom(12).hex(), perf_counter()))
+        try:
+            asked = read_directives(*wishes)
+            plan = await self._plan(address, headers, body, _ADMISSION.identify(headers), asked.namespace)
+            return await self._deliver(plan, asked, source, outcome)
+        except ClientError as error:
+            fields = [("Content-Type", JSON), *error.headers.items()]
+            if error.status >= 500:
+                fields.append(("x-should-retry", "false"))  # the SDKs retry a 5xx, and it would not help
+            return Delivery(error.status, fields, address.dialect.error_body(error, outcome.request_id))
 
     async def purge(self, selector: Selector) -> int:
         """Remove entries; return how many. `Selector(text=...)`, `Selector(entry=...)`; `Selector()` is all."""
@@ -230,8 +260,7 @@ class Cache:
         try:
             delivery = await self._deliver(plan, asked, source, outcome)
             with closing(delivery):
-                body = delivery.body
-                return body if isinstance(body, bytes) else b"".join([piece async for piece in body])
+                return b"".join([piece async for piece in delivery.pieces()])
         except FetchFailed as failed:
             cause = failed.cause
         raise cause  # out here, where it keeps the cause it was raised with

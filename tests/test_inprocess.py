@@ -170,6 +170,17 @@ async def test_an_empty_answer_is_given_and_not_stored() -> None:
         assert await cache.look_up(PARCEL) is None
 
 
+async def test_who_asks_again_after_an_error_does_not_get_it_again() -> None:
+    """Nothing need be waited for between the two, so the flight that failed has not been cleared away."""
+    model = Model()
+    model.fault = ConnectionResetError("the model is gone")
+    async with opened() as cache:
+        with pytest.raises(ConnectionResetError):
+            await cache.ask(PARCEL, fetch=model)
+        model.fault = None
+        assert (await cache.ask(PARCEL, fetch=model)).text == f"answer 2 to: {PARCEL}"
+
+
 async def test_an_error_comes_out_with_the_cause_it_was_raised_with() -> None:
     async def failing(_: str) -> str:
         raise LookupError("no such model") from KeyError("small")
