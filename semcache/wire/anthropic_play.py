@@ -10,10 +10,9 @@ from collections.abc import Iterable, Iterator
 
 import orjson
 
-from semcache.errors import CacheFault
 from semcache.types import Answer, Form, Usage
 from semcache.wire.dialect import Rendition
-from semcache.wire.playing import Blanks, Event, with_blanks, words, zeroed, zeroed_member
+from semcache.wire.playing import Blanks, Event, rendering, tokens_in, with_blanks, words, zeroed, zeroed_member
 from semcache.wire.score import Score, Slot
 from semcache.wire.strict_json import Number, Tree, decode, encode
 
@@ -33,7 +32,7 @@ _ZERO = Number("0")
 def prepare(answer: Answer, rendition: Rendition) -> Score:
     """Render an answer up to its id. Raises CacheFault if its parts are not what a scribe lets through."""
     form = rendition.form
-    try:
+    with rendering(answer, form):
         if answer.form is form is Form.JSON:
             return _body_as_body(answer, rendition.zero_usage)
         if answer.form is form:
@@ -41,8 +40,6 @@ def prepare(answer: Answer, rendition: Rendition) -> Score:
         if form is Form.JSON:
             return _stream_as_body(answer, rendition.zero_usage)
         return _body_as_stream(answer, rendition.zero_usage)
-    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as exc:
-        raise CacheFault(f"a stored {answer.form} answer cannot be played as {form}: {type(exc).__name__}") from exc
 
 
 # Body as body: all bytes but two values
@@ -59,7 +56,7 @@ def _body_as_body(answer: Answer, zero_usage: bool) -> Score:
 
 def _stream_as_stream(answer: Answer, zero_usage: bool) -> Score:
     events = [decode(part.decode()) for part in answer.parts]
-    return Score(Form.STREAM, [_event(e, zero_usage) for e in events], answer.offsets_ms, tokens=_tokens(answer))
+    return Score(Form.STREAM, [_event(e, zero_usage) for e in events], answer.offsets_ms, tokens=tokens_in(answer))
 
 
 def _event(event: Tree, zero_usage: bool) -> Event:
@@ -74,10 +71,6 @@ def _event(event: Tree, zero_usage: bool) -> Event:
     elif zero_usage and "usage" in event:
         event = {**event, "usage": zeroed(event["usage"])}
     return blanks.write(event, b"event: %b\ndata: " % event["type"].encode(), b"\n\n")
-
-
-def _tokens(answer: Answer) -> int | None:
-    return answer.usage.completion_tokens if answer.usage else None
 
 
 # Body as stream: the start without content, each block in pieces, then how it ended
@@ -106,7 +99,7 @@ def _body_as_stream(answer: Answer, zero_usage: bool) -> Score:
         {"type": "message_delta", "delta": delta, **beside, "usage": totals},
         {"type": "message_stop"},
     ]
-    return Score(Form.STREAM, [_event(event, zero_usage) for event in events], tokens=_tokens(answer))
+    return Score(Form.STREAM, [_event(event, zero_usage) for event in events], tokens=tokens_in(answer))
 
 
 def _figures(usage: Usage | None) -> Tree:

@@ -13,7 +13,7 @@ import orjson
 
 from semcache.types import Ask, Unstorable, Usage
 from semcache.wire.dialect import Scribe
-from semcache.wire.scribes import Took, is_error, start_scribe
+from semcache.wire.scribes import Took, is_error, is_object, start_scribe
 
 _NATURAL = frozenset({"end_turn", "stop_sequence"})
 
@@ -43,7 +43,7 @@ class _Block:
 
     def has_sound_arguments(self) -> bool:
         text = "".join(self.arguments)
-        return _is_object(text) if text else self.has_input
+        return is_object(text) if text else self.has_input
 
 
 class Judge:
@@ -221,10 +221,3 @@ class Judge:
 
 def _is_hosted(kind: str) -> bool:
     return kind != "tool_use" and kind.endswith(_OF_HOSTED_TOOLS)
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return type(orjson.loads(text)) is dict
-    except orjson.JSONDecodeError:
-        return False

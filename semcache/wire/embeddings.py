@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import orjson
@@ -21,7 +22,7 @@ from semcache.wire.error_shapes import OpenAIErrors
 from semcache.wire.openai import CONTEXT_HEADERS
 from semcache.wire.requests import context_of, invalid, model_of, named_headers
 from semcache.wire.score import RECORDED, Identity, Score
-from semcache.wire.scribes import Took, is_error, start_scribe
+from semcache.wire.scribes import BodyJudge, start_scribe, usage_in
 from semcache.wire.strict_json import Number, Tree
 from semcache.wire.vectors import MAX_ITEMS, as_base64, as_floats, is_vector, shares, weight
 
@@ -74,7 +75,7 @@ class OpenAIEmbeddings(OpenAIErrors):
     def scribe(
         self, ask: Ask, status: int, headers: Mapping[str, str], *, store_tools: bool, limit_bytes: int
     ) -> Scribe:
-        judge = _Judge(len(ask.items))
+        judge = BodyJudge(partial(_read, len(ask.items)))
         return start_scribe(judge, ask.dialect, status, headers, limit_bytes=limit_bytes, streams={})
 
     def take_apart(self, answer: Answer, items: Sequence[Ask]) -> tuple[Answer, ...]:
@@ -111,51 +112,18 @@ class OpenAIEmbeddings(OpenAIErrors):
         return RECORDED  # embeddings have neither an id nor a time
 
 
-class _Judge:
-    """Whole is a body with one embedding for each input."""
-
-    def __init__(self, expected: int) -> None:
-        self._expected = expected  # 0: a batch too large to be split, of any number
-        self.usage: Usage | None = None
-        self.wrong: Unstorable | None = None
-
-    def take_event(self, name: bytes, data: bytes) -> Took:
-        self.wrong = Unstorable.MALFORMED  # there are no streams of embeddings
-        return Took.FOREIGN
-
-    def take_body(self, value: Any) -> bool:
-        self.wrong = self._look(value)
-        return self.wrong is None
-
-    def _look(self, value: Any) -> Unstorable | None:
-        if type(value) is not dict:
-            return Unstorable.MALFORMED
-        if is_error(value):
-            return Unstorable.ERROR
-        results = value.get("data")
-        if type(results) is not list or not all(type(result) is dict for result in results):
-            return Unstorable.MALFORMED
-        if [result.get("index") for result in sorted(results, key=_place)] != list(range(len(results))):
-            return Unstorable.MALFORMED
-        if not results or not all(is_vector(result.get("embedding")) for result in results):
-            return Unstorable.EMPTY
-        if self._expected and len(results) != self._expected:
-            return Unstorable.INCOMPLETE
-        usage = value.get("usage")
-        if type(usage) is dict and type(tokens := usage.get("prompt_tokens")) is int:
-            self.usage = Usage(tokens, 0)
-        return None
-
-    def has_ended(self) -> bool:
-        return True
-
-    def is_finished(self) -> bool:
-        return True
-
-    def why_not_keep(self) -> Unstorable | None:
-        return None
-
-    def forget(self) -> None: ...
+def _read(expected: int, body: Mapping[str, Any]) -> Unstorable | Usage | None:
+    """Whole is a body with one embedding for each input. 0 are expected of a batch too large to split: any number."""
+    results = body.get("data")
+    if type(results) is not list or not all(type(result) is dict for result in results):
+        return Unstorable.MALFORMED
+    if [result.get("index") for result in sorted(results, key=_place)] != list(range(len(results))):
+        return Unstorable.MALFORMED
+    if not results or not all(is_vector(result.get("embedding")) for result in results):
+        return Unstorable.EMPTY
+    if expected and len(results) != expected:
+        return Unstorable.INCOMPLETE
+    return usage_in(body.get("usage"), "prompt_tokens", "completion_tokens")
 
 
 def read_inputs(tree: Tree, name: str) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import orjson
@@ -16,7 +17,7 @@ from semcache.wire.embeddings import read_inputs, split, with_inputs
 from semcache.wire.error_shapes import OllamaErrors
 from semcache.wire.requests import context_of, model_of
 from semcache.wire.score import RECORDED, Identity, Score
-from semcache.wire.scribes import Took, is_error, start_scribe
+from semcache.wire.scribes import BodyJudge, start_scribe
 from semcache.wire.vectors import is_vector, shares, weight
 
 NOT_CONTEXT = (
@@ -61,7 +62,7 @@ class OllamaEmbed(OllamaErrors):
     def scribe(
         self, ask: Ask, status: int, headers: Mapping[str, str], *, store_tools: bool, limit_bytes: int
     ) -> Scribe:
-        judge = _Judge(len(ask.items))
+        judge = BodyJudge(partial(_read, len(ask.items)))
         return start_scribe(judge, ask.dialect, status, headers, limit_bytes=limit_bytes, streams={})
 
     def take_apart(self, answer: Answer, items: Sequence[Ask]) -> tuple[Answer, ...]:
@@ -96,48 +97,17 @@ class OllamaEmbed(OllamaErrors):
         return RECORDED  # embeddings have neither an id nor a time
 
 
-class _Judge:
-    """Whole is a body with one vector for each input."""
-
-    def __init__(self, expected: int) -> None:
-        self._expected = expected  # 0: a batch too large to be split, of any number
-        self.usage: Usage | None = None
-        self.wrong: Unstorable | None = None
-
-    def take_event(self, name: bytes, data: bytes) -> Took:
-        self.wrong = Unstorable.MALFORMED  # there are no streams of embeddings
-        return Took.FOREIGN
-
-    def take_body(self, value: Any) -> bool:
-        self.wrong = self._look(value)
-        return self.wrong is None
-
-    def _look(self, value: Any) -> Unstorable | None:
-        if type(value) is not dict:
-            return Unstorable.MALFORMED
-        if is_error(value):
-            return Unstorable.ERROR
-        vectors = value.get("embeddings")
-        if type(vectors) is not list:
-            return Unstorable.MALFORMED
-        if not vectors or not all(is_vector(vector) for vector in vectors):
-            return Unstorable.EMPTY
-        if self._expected and len(vectors) != self._expected:
-            return Unstorable.INCOMPLETE
-        if type(tokens := value.get("prompt_eval_count")) is int:
-            self.usage = Usage(tokens, 0)
-        return None
-
-    def has_ended(self) -> bool:
-        return True
-
-    def is_finished(self) -> bool:
-        return True
-
-    def why_not_keep(self) -> Unstorable | None:
-        return None
-
-    def forget(self) -> None: ...
+def _read(expected: int, body: Mapping[str, Any]) -> Unstorable | Usage | None:
+    """Whole is a body with one vector for each input. 0 are expected of a batch too large to split: any number."""
+    vectors = body.get("embeddings")
+    if type(vectors) is not list:
+        return Unstorable.MALFORMED
+    if not vectors or not all(is_vector(vector) for vector in vectors):
+        return Unstorable.EMPTY
+    if expected and len(vectors) != expected:
+        return Unstorable.INCOMPLETE
+    tokens = body.get("prompt_eval_count")
+    return Usage(tokens, 0) if type(tokens) is int else None
 
 
 def _score(body: dict[str, Any], tokens: int | None) -> Score:

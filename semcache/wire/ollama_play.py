@@ -12,12 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from semcache.errors import CacheFault
 from semcache.types import Answer, Form
 from semcache.wire import ndjson
 from semcache.wire.dialect import Rendition
 from semcache.wire.ollama_reply import Layout
-from semcache.wire.playing import Event, with_blanks, words
+from semcache.wire.playing import Event, rendering, tokens_in, with_blanks, words
 from semcache.wire.score import NDJSON, Score, Slot
 from semcache.wire.strict_json import Tree, decode, encode
 
@@ -32,7 +31,7 @@ def prepare(layout: Layout, answer: Answer, rendition: Rendition) -> Score:
     """Render an answer up to its time. Raises CacheFault if its parts are not what a scribe lets through."""
     form = rendition.form
     replaced = _NO_FIGURES if rendition.zero_usage else {}
-    try:
+    with rendering(answer, form):
         if not answer.parts:
             raise ValueError("nothing was said")
         if form is Form.JSON:
@@ -44,10 +43,7 @@ def prepare(layout: Layout, answer: Answer, rendition: Rendition) -> Score:
         else:
             events = [_event(line, replaced) for line in _lines(layout, decode(answer.parts[0].decode()))]
             offsets_ms = ()
-        tokens = answer.usage.completion_tokens if answer.usage else None
-        return Score(form, events, offsets_ms, content_type=NDJSON, tokens=tokens)
-    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as exc:
-        raise CacheFault(f"a stored {answer.form} answer cannot be played as {form}: {type(exc).__name__}") from exc
+        return Score(form, events, offsets_ms, content_type=NDJSON, tokens=tokens_in(answer))
 
 
 def _event(value: Tree, replaced: Mapping[str, bytes]) -> Event:

@@ -14,10 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from semcache.errors import CacheFault
 from semcache.types import Answer, Form, Usage
 from semcache.wire.dialect import Rendition
-from semcache.wire.playing import Blanks, Event, with_blanks, zeroed, zeroed_member
+from semcache.wire.playing import Blanks, Event, rendering, tokens_in, with_blanks, zeroed, zeroed_member
 from semcache.wire.score import Score, Slot
 from semcache.wire.strict_json import Number, Tree, decode, encode
 
@@ -48,7 +47,7 @@ class Choices(Protocol):
 def prepare(answer: Answer, rendition: Rendition, kind: Choices) -> Score:
     """Render an answer up to its id and time. Raises CacheFault if its parts are not what a scribe lets through."""
     form = rendition.form
-    try:
+    with rendering(answer, form):
         if answer.form is form is Form.JSON:
             return _body_as_body(answer, rendition.zero_usage)
         if answer.form is form:
@@ -56,8 +55,6 @@ def prepare(answer: Answer, rendition: Rendition, kind: Choices) -> Score:
         if form is Form.JSON:
             return _stream_as_body(answer, rendition.zero_usage, kind)
         return _body_as_stream(answer, rendition, kind)
-    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as exc:
-        raise CacheFault(f"a stored {answer.form} answer cannot be played as {form}: {type(exc).__name__}") from exc
 
 
 # Body as body: all bytes but two values
@@ -102,7 +99,7 @@ def _stream_as_stream(answer: Answer, rendition: Rendition) -> Score:
         shown = zeroed(usage) if rendition.zero_usage else usage
         events.append(_event({**(usage_chunk or last), "choices": [], "usage": shown}))
         offsets_ms.append(max(usage_ms, offsets_ms[-1]))
-    return Score(Form.STREAM, [*events, _DONE], [*offsets_ms, offsets_ms[-1]], tokens=_tokens(answer))
+    return Score(Form.STREAM, [*events, _DONE], [*offsets_ms, offsets_ms[-1]], tokens=tokens_in(answer))
 
 
 def _event(chunk: Tree) -> Event:
@@ -110,10 +107,6 @@ def _event(chunk: Tree) -> Event:
     blanks = Blanks()
     own = {key: blanks.at(slot, chunk[key]) for key, slot in _SLOTS.items() if key in chunk}
     return blanks.write({**chunk, **own}, b"data: ", b"\n\n")
-
-
-def _tokens(answer: Answer) -> int | None:
-    return answer.usage.completion_tokens if answer.usage else None
 
 
 def _figures(usage: Usage | None) -> Tree:
@@ -145,7 +138,7 @@ def _body_as_stream(answer: Answer, rendition: Rendition, kind: Choices) -> Scor
     if include_usage:
         shown = zeroed(usage) if rendition.zero_usage else usage
         events.append(_event({**always, "choices": [], "usage": shown}))
-    return Score(Form.STREAM, [*events, _DONE], tokens=_tokens(answer))
+    return Score(Form.STREAM, [*events, _DONE], tokens=tokens_in(answer))
 
 
 # Stream as body: the chunks added up

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from semcache.types import Form, Unstorable, Usage
-from semcache.wire.scribes import Took, is_error
+from semcache.wire.scribes import Took, is_error, is_object, usage_in
 
 _NATURAL = frozenset({"stop"})
 _NATURAL_WITH_TOOLS = frozenset({"stop", "tool_calls", "function_call"})
@@ -104,7 +104,7 @@ class Judge:
             if not self._take_in(choice, item, form, self._store_tools):
                 return Unstorable.MALFORMED
         if (usage := value.get("usage")) is not None:
-            self.usage = _usage(usage) or self.usage
+            self.usage = usage_in(usage, "prompt_tokens", "completion_tokens") or self.usage
         return None
 
     def has_ended(self) -> bool:
@@ -133,7 +133,7 @@ class Judge:
             return Unstorable.FINISH
         if any(not c.said_something and not c.uses_tools for c in choices):
             return Unstorable.EMPTY
-        if not all(_is_object("".join(pieces)) for c in choices for pieces in c.arguments.values()):
+        if not all(is_object("".join(pieces)) for c in choices for pieces in c.arguments.values()):
             return Unstorable.MALFORMED
         return None
 
@@ -177,19 +177,3 @@ def _take_arguments(choice: Choice, call: object, function: object) -> None:
         arguments = ""
     # "?" is no JSON, so arguments of another kind than text fail the check at the end.
     choice.arguments.setdefault(call, []).append(arguments if type(arguments) is str else "?")
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return type(orjson.loads(text)) is dict
-    except orjson.JSONDecodeError:
-        return False
-
-
-def _usage(usage: object) -> Usage | None:
-    if type(usage) is not dict:
-        return None
-    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens", 0)
-    if type(prompt) is not int or type(completion) is not int:
-        return None
-    return Usage(prompt, completion)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
 
+from semcache.errors import CacheFault
+from semcache.types import Answer, Form
 from semcache.wire.score import Blank, Slot
 from semcache.wire.strict_json import Number, decode, encode, spans
 
@@ -18,6 +21,20 @@ _PIECE = re.compile(r"\s*\S{1,16}|\s+")  # about a word; 16 for scripts without 
 
 # A blank's place in a text that is being encoded: bytes that JSON never holds, with the number of the blank between.
 _MARK = re.compile(rb"\x00(\d+)\x00")
+
+
+@contextmanager
+def rendering(answer: Answer, form: Form) -> Iterator[None]:
+    """Raises CacheFault for whatever goes wrong with parts that are not what a scribe lets through."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as exc:
+        raise CacheFault(f"a stored {answer.form} answer cannot be played as {form}: {type(exc).__name__}") from exc
+
+
+def tokens_in(answer: Answer) -> int | None:
+    """How many tokens were said; see `Score`."""
+    return answer.usage.completion_tokens if answer.usage else None
 
 
 def with_blanks(body: bytes, slots: Mapping[str, Slot], replaced: Mapping[str, bytes] | None = None) -> Event:

@@ -15,10 +15,9 @@ from typing import Any
 
 import orjson
 
-from semcache.errors import CacheFault
 from semcache.types import Answer, Form
 from semcache.wire.dialect import Rendition
-from semcache.wire.playing import Blanks, Event, with_blanks, words, zeroed, zeroed_member
+from semcache.wire.playing import Blanks, Event, rendering, tokens_in, with_blanks, words, zeroed, zeroed_member
 from semcache.wire.score import Score, Slot
 from semcache.wire.strict_json import Tree, decode, encode, spans
 
@@ -33,19 +32,13 @@ _NOT_YET: Tree = {"completed_at": None, "incomplete_details": None, "output": []
 def prepare(answer: Answer, rendition: Rendition) -> Score:
     """Render an answer up to its id and time. Raises CacheFault if its parts are not what a scribe lets through."""
     form = rendition.form
-    try:
+    with rendering(answer, form):
         if form is Form.JSON:
             body = answer.parts[0] if answer.form is form else _body_of(answer)
             return Score(form, [_body(body, rendition)], answer.offsets_ms[-1:])
         if answer.form is form:
             return _stream_as_stream(answer, rendition)
         return _body_as_stream(answer, rendition)
-    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as exc:
-        raise CacheFault(f"a stored {answer.form} answer cannot be played as {form}: {type(exc).__name__}") from exc
-
-
-def _tokens(answer: Answer) -> int | None:
-    return answer.usage.completion_tokens if answer.usage else None
 
 
 # The response object, alone or inside an event
@@ -102,7 +95,7 @@ def _stream_as_stream(answer: Answer, rendition: Rendition) -> Score:
         event: Tree = decode(part.decode())
         event.pop(_PADDING, None)
         events.append(_event(event, rendition))
-    return Score(Form.STREAM, events, answer.offsets_ms, tokens=_tokens(answer))
+    return Score(Form.STREAM, events, answer.offsets_ms, tokens=tokens_in(answer))
 
 
 # Stream as body: the response of the last event
@@ -147,7 +140,7 @@ def _body_as_stream(answer: Answer, rendition: Rendition) -> Score:
         _event({"type": event["type"], "sequence_number": number, **event}, rendition)
         for number, event in enumerate(told)
     ]
-    return Score(Form.STREAM, events, tokens=_tokens(answer))
+    return Score(Form.STREAM, events, tokens=tokens_in(answer))
 
 
 # What an item lacks when it is announced, by its type. Only what it has in the end is said of it at all.

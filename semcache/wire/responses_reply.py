@@ -15,7 +15,7 @@ import orjson
 
 from semcache.types import Ask, Unstorable, Usage
 from semcache.wire.dialect import Scribe
-from semcache.wire.scribes import Took, is_error, start_scribe
+from semcache.wire.scribes import Took, is_error, is_object, start_scribe, usage_in
 
 _ENDINGS = frozenset({"response.completed", "response.incomplete"})
 _WHOLE = frozenset({"completed", "incomplete"})  # any other status is of a response that is not there yet, or never
@@ -135,7 +135,7 @@ class Judge:
             return Unstorable.INCOMPLETE
         self._has_ended = True
         self._response = response
-        self.usage = _usage(response.get("usage"))
+        self.usage = usage_in(response.get("usage"), "input_tokens", "output_tokens")
         return None
 
     def has_ended(self) -> bool:
@@ -167,7 +167,7 @@ class Judge:
             return Unstorable.FINISH
         if not (self._agrees("text", seen.texts) and self._agrees("arguments", seen.arguments)):
             return Unstorable.MALFORMED
-        if not all(map(_is_object, seen.arguments)):
+        if not all(map(is_object, seen.arguments)):
             return Unstorable.MALFORMED
         if not kinds & _CALLS and not "".join(seen.texts).strip():
             return Unstorable.EMPTY
@@ -225,19 +225,3 @@ class _Seen:
 def _hashable(value: object) -> object:
     """For looking up what should be a text and may be anything."""
     return value if type(value) is str else None
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return type(orjson.loads(text)) is dict
-    except orjson.JSONDecodeError:
-        return False
-
-
-def _usage(usage: object) -> Usage | None:
-    if type(usage) is not dict:
-        return None
-    prompt, completion = usage.get("input_tokens"), usage.get("output_tokens", 0)
-    if type(prompt) is not int or type(completion) is not int:
-        return None
-    return Usage(prompt, completion)

@@ -56,6 +56,45 @@ class Judge(Protocol):
         """The answer will not be kept: hold nothing that was only held to judge it."""
 
 
+class BodyJudge:
+    """Of an endpoint without streams. A body that is as it should be is whole, and may be kept."""
+
+    def __init__(self, read: Callable[[Mapping[str, Any]], Unstorable | Usage | None]) -> None:
+        """`read` says of a body that is no error what is wrong with it, or else its usage, if it tells any."""
+        self._read = read
+        self.usage: Usage | None = None
+        self.wrong: Unstorable | None = None
+
+    def take_event(self, name: bytes, data: bytes) -> Took:
+        self.wrong = Unstorable.MALFORMED
+        return Took.FOREIGN
+
+    def take_body(self, value: Any) -> bool:
+        found = self._look(value)
+        if isinstance(found, Unstorable):
+            self.wrong = found
+        else:
+            self.usage = found
+        return self.wrong is None
+
+    def _look(self, value: Any) -> Unstorable | Usage | None:
+        if type(value) is not dict:
+            return Unstorable.MALFORMED
+        return Unstorable.ERROR if is_error(value) else self._read(value)
+
+    def has_ended(self) -> bool:
+        return True
+
+    def is_finished(self) -> bool:
+        return True
+
+    def why_not_keep(self) -> Unstorable | None:
+        return None
+
+    def forget(self) -> None:
+        """Nothing is held."""
+
+
 class Cutter(Protocol):
     """Cuts a byte stream into blocks, joined equal to the input: `sse.Splitter`, or lines."""
 
@@ -224,3 +263,21 @@ def is_error(value: Mapping[str, Any]) -> bool:
         if type(code) is int and code >= 400:
             return True
     return False
+
+
+def is_object(text: str | bytes) -> bool:
+    """Whether this is a whole JSON object, as the arguments of a call have to be."""
+    try:
+        return type(orjson.loads(text)) is dict
+    except orjson.JSONDecodeError:
+        return False
+
+
+def usage_in(told: object, prompt: str, completion: str) -> Usage | None:
+    """The figures that a vendor tells under these names. None where they are no whole numbers."""
+    if type(told) is not dict:
+        return None
+    counts = told.get(prompt), told.get(completion) or 0
+    if type(counts[0]) is not int or type(counts[1]) is not int:
+        return None
+    return Usage(counts[0], counts[1])
