@@ -13,6 +13,7 @@ import httpx
 import httpx2
 import openai
 import pytest
+from langchain_openai import ChatOpenAI
 
 from semcache import Cache
 from semcache.httpx_transport import CachedTransport
@@ -266,3 +267,15 @@ async def test_another_event_loop_is_told_to_open_a_cache_of_its_own() -> None:
 
         with pytest.raises(RuntimeError, match="another event loop"):
             await asyncio.to_thread(asyncio.run, elsewhere())
+
+
+async def test_langchains_streams_are_played_too() -> None:
+    """Its own cache is not asked for them."""
+    async with opened() as cache, ModelServer().running() as server:
+        async with httpx2.AsyncClient(transport=CachedTransport(cache)) as client:
+            model = ChatOpenAI(base_url=server.url, api_key="sk-test", model="small", http_async_client=client)
+            texts = []
+            for question in (PARCEL, PARCEL_REWORDED):
+                texts.append("".join([chunk.text async for chunk in model.astream(question)]))
+                await landed(cache)
+            assert texts[0] == texts[1] and server.requests == 1

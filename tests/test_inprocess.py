@@ -161,6 +161,21 @@ async def test_answers_survive_a_restart_in_a_file(tmp_path: Path) -> None:
     assert len(model.asked) == 1
 
 
+async def test_two_caches_over_one_file_find_what_the_other_has_stored(tmp_path: Path) -> None:
+    model, store, near = Model(), f"sqlite:{tmp_path}/answers.db", {"match": {"threshold": 0.8}}
+    async with opened(near, store=store) as one, opened(near, store=store) as other:
+        await one.keep(PARCEL, "On its way.")
+        while await other.look_up(PARCEL_REWORDED) is None:  # told of it within some 100 ms
+            await asyncio.sleep(0)
+        assert (await other.ask(PARCEL, fetch=model)).tier is Tier.EXACT
+        await other.purge(Selector())
+        while await one.look_up(PARCEL) is not None:
+            await asyncio.sleep(0)
+        assert model.asked == []
+    async with opened(near, store=store) as again:
+        assert await again.look_up(PARCEL) is None
+
+
 async def test_an_empty_answer_is_given_and_not_stored() -> None:
     async def silent(_: str) -> str:
         return "  "
