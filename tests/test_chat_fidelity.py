@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semcache.types import Answer, Form
-from semcache.wire import RECORDED, Address, Frame, Reading, Rendition
+from semcache.wire import RECORDED, Frame, Reading, Rendition
 from semcache.wire.openai import OpenAIChat
 from tests.recordings_chat import BODIES, RECORDINGS, STREAMS, Json, Recording
+from tests.replies import read_reply
 
 OPENAI = OpenAIChat()
-AT = Address(OPENAI, "openai", "chat/completions", "/v1/chat/completions")
 MEDIA_TYPES = {Form.JSON: "application/json", Form.STREAM: "text/event-stream; charset=utf-8"}
 
 
@@ -33,13 +33,8 @@ EACH_BODY = pytest.mark.parametrize("recording", BODIES, ids=_name)
 
 def read(recording: Recording, *chunks: bytes, form: Form | None = None) -> tuple[list[Frame], Reading]:
     """What a scribe makes of a reply to the recording's request."""
-    ask = OPENAI.parse(AT, json.dumps(recording.request).encode(), {})
-    headers = {"content-type": MEDIA_TYPES[form or recording.form]}
-    scribe = OPENAI.scribe(ask, 200, headers, store_tools=recording.store_tools, limit_bytes=1 << 20)
-    frames = [frame for number, chunk in enumerate(chunks) for frame in scribe.feed(chunk, number)]
-    last, reading = scribe.finish(True)
-    assert b"".join(frame.raw for frame in [*frames, *last]) == b"".join(chunks)
-    return [*frames, *last], reading
+    request, headers = json.dumps(recording.request).encode(), {"content-type": MEDIA_TYPES[form or recording.form]}
+    return read_reply("/v1/chat/completions", request, chunks, headers, store_tools=recording.store_tools)
 
 
 def stored(recording: Recording, reply: bytes | None = None, form: Form | None = None) -> Answer:

@@ -27,6 +27,7 @@ from tests.recordings_anthropic import (
     text,
     thought,
 )
+from tests.replies import read_reply
 
 FRESH = Identity("msg_fresh", 1_800_000_000)
 NAMED = pytest.mark.parametrize("recording", RECORDINGS, ids=lambda recording: recording.name)
@@ -43,14 +44,9 @@ def prepare(answer: Answer, form: Form, zero_usage: bool = False) -> Score:
 
 def streamed(recording: Recording) -> Answer:
     """What the scribe keeps of it."""
-    address = find_address("/v1/messages")
-    assert address is not None
-    ask = address.dialect.parse(address, dumps(recording.request), {})
-    headers = {"content-type": "text/event-stream"}
-    scribe = address.dialect.scribe(ask, 200, headers, store_tools=recording.store_tools, limit_bytes=1 << 20)
-    for number, line in enumerate(recording.stream.splitlines(keepends=True)):
-        scribe.feed(line, number)
-    reading = scribe.finish(True)[1]
+    lines = recording.stream.splitlines(keepends=True)
+    request, headers = dumps(recording.request), {"content-type": "text/event-stream"}
+    _, reading = read_reply("/v1/messages", request, lines, headers, store_tools=recording.store_tools)
     assert reading.answer is not None
     return reading.answer
 

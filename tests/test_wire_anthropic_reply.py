@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semcache.types import Form, Unstorable, Usage
-from semcache.wire import Reading, find_address
+from semcache.wire import Reading
 from tests.recordings_anthropic import RECORDINGS, SAID, TOTALS, USAGE, Recording, call, dumps, framed, message, text
+from tests.replies import read_reply
 
 SSE = {"content-type": "text/event-stream; charset=utf-8"}
 JSON = {"content-type": "application/json"}
@@ -24,24 +25,8 @@ WITH_BODY = pytest.mark.parametrize(
 PLAIN = RECORDINGS[0]
 
 
-def read(
-    reply: bytes | Sequence[bytes],
-    headers: dict[str, str] = SSE,
-    *,
-    status: int = 200,
-    whole: bool = True,
-    store_tools: bool = False,
-    limit_bytes: int = 1 << 20,
-) -> Reading:
-    address = find_address("/v1/messages")
-    assert address is not None
-    ask = address.dialect.parse(address, dumps(PLAIN.request), {})
-    scribe = address.dialect.scribe(ask, status, headers, store_tools=store_tools, limit_bytes=limit_bytes)
-    chunks = [reply] if isinstance(reply, bytes) else reply
-    frames = [frame for number, chunk in enumerate(chunks) for frame in scribe.feed(chunk, number)]
-    last, reading = scribe.finish(whole)
-    assert b"".join(frame.raw for frame in [*frames, *last]) == b"".join(chunks)
-    return reading
+def read(reply: bytes | Sequence[bytes], headers: dict[str, str] = SSE, **options: Any) -> Reading:
+    return read_reply("/v1/messages", dumps(PLAIN.request), reply, headers, **options)[1]
 
 
 def stream(*events: Any) -> bytes:

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from semcache.errors import CacheFault
 from semcache.types import Answer, Form, Unstorable, Usage
-from semcache.wire import RECORDED, Address, Frame, Identity, Reading, Rendition
+from semcache.wire import RECORDED, Frame, Identity, Reading, Rendition
 from semcache.wire.completions import OpenAICompletions
 from tests.recordings_completions import RECORDINGS, USAGE, Json, Recording, added_up
+from tests.replies import read_reply
 
 LEGACY = OpenAICompletions()
-AT = Address(LEGACY, "openai", "completions", "/v1/completions")
 FRESH = Identity("cmpl-fresh", 1_800_000_000)
 JSON = {"content-type": "application/json"}
 SSE = {"content-type": "text/event-stream; charset=utf-8"}
@@ -31,13 +31,8 @@ NAMED = {recording.name: recording for recording in RECORDINGS}
 def read(
     recording: Recording, *chunks: bytes, form: Form = Form.STREAM, whole: bool = True
 ) -> tuple[list[Frame], Reading]:
-    ask = LEGACY.parse(AT, json.dumps(recording.request).encode(), {})
     headers = SSE if form is Form.STREAM else JSON
-    scribe = LEGACY.scribe(ask, 200, headers, store_tools=False, limit_bytes=1 << 20)
-    frames = [frame for number, chunk in enumerate(chunks) for frame in scribe.feed(chunk, number)]
-    last, reading = scribe.finish(whole)
-    assert b"".join(frame.raw for frame in [*frames, *last]) == b"".join(chunks)
-    return [*frames, *last], reading
+    return read_reply("/v1/completions", json.dumps(recording.request).encode(), chunks, headers, whole=whole)
 
 
 def stored(recording: Recording, form: Form) -> Answer:

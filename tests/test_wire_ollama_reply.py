@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semcache.types import Form, Unstorable, Usage
-from semcache.wire import Reading, find_address
+from semcache.wire import Reading
 from tests.recordings_ollama import RECORDINGS, Recording, dumps
+from tests.replies import read_reply
 
 LINES = {"content-type": "application/x-ndjson"}
 JSON = {"content-type": "application/json; charset=utf-8"}
@@ -22,23 +23,10 @@ NAMED = pytest.mark.parametrize("recording", RECORDINGS, ids=lambda recording: r
 
 
 def read(
-    reply: bytes | Sequence[bytes],
-    recording: Recording = PLAIN,
-    headers: dict[str, str] = LINES,
-    *,
-    status: int = 200,
-    whole: bool = True,
-    limit_bytes: int = 1 << 20,
+    reply: bytes | Sequence[bytes], recording: Recording = PLAIN, headers: dict[str, str] = LINES, **options: Any
 ) -> Reading:
-    address = find_address(f"/api/{recording.endpoint}")
-    assert address is not None
-    ask = address.dialect.parse(address, dumps(recording.request), {})
-    scribe = address.dialect.scribe(ask, status, headers, store_tools=recording.store_tools, limit_bytes=limit_bytes)
-    chunks = [reply] if isinstance(reply, bytes) else reply
-    frames = [frame for number, chunk in enumerate(chunks) for frame in scribe.feed(chunk, number)]
-    last, reading = scribe.finish(whole)
-    assert b"".join(frame.raw for frame in [*frames, *last]) == b"".join(chunks)
-    return reading
+    options["store_tools"] = recording.store_tools
+    return read_reply(f"/api/{recording.endpoint}", dumps(recording.request), reply, headers, **options)[1]
 
 
 @NAMED

@@ -13,11 +13,9 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from semcache.types import Form, Unstorable, Usage
-from semcache.wire import Address, Frame, Reading
-from semcache.wire.openai import OpenAIChat
+from semcache.wire import Frame, Reading
+from tests.replies import read_reply
 
-OPENAI = OpenAIChat()
-CHAT = Address(OPENAI, "openai", "chat/completions", "/v1/chat/completions")
 JSON = {"content-type": "application/json"}
 SSE = {"content-type": "text/event-stream; charset=utf-8"}
 USAGE = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
@@ -25,23 +23,10 @@ DONE = b"data: [DONE]\n\n"
 
 
 def read(
-    reply: bytes | Sequence[bytes],
-    headers: Any = SSE,
-    *,
-    status: int = 200,
-    n: int = 1,
-    whole: bool = True,
-    store_tools: bool = False,
-    limit_bytes: int = 1 << 20,
+    reply: bytes | Sequence[bytes], headers: Any = SSE, *, n: int = 1, **options: Any
 ) -> tuple[list[Frame], Reading]:
     body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "stream": headers is SSE, "n": n}
-    ask = OPENAI.parse(CHAT, json.dumps(body).encode(), {})
-    scribe = OPENAI.scribe(ask, status, headers, store_tools=store_tools, limit_bytes=limit_bytes)
-    chunks = [reply] if isinstance(reply, bytes) else reply
-    frames = [frame for number, chunk in enumerate(chunks) for frame in scribe.feed(chunk, number)]
-    last, reading = scribe.finish(whole)
-    assert b"".join(frame.raw for frame in [*frames, *last]) == b"".join(chunks)
-    return [*frames, *last], reading
+    return read_reply("/v1/chat/completions", json.dumps(body).encode(), reply, headers, **options)
 
 
 def sse(*chunks: Any) -> bytes:
@@ -291,15 +276,8 @@ def test_a_whole_body_is_kept_as_it_came() -> None:
 
 
 def test_a_body_that_answers_a_stream_request_is_read_as_what_it_is() -> None:
-    reading = OPENAI.scribe(
-        OPENAI.parse(CHAT, b'{"model":"m","messages":[{"role":"user","content":"x"}],"stream":true}', {}),
-        200,
-        JSON,
-        store_tools=False,
-        limit_bytes=1000,
-    )
-    reading.feed(body(say()), 0)
-    answer = reading.finish(True)[1].answer
+    request = b'{"model":"m","messages":[{"role":"user","content":"x"}],"stream":true}'
+    answer = read_reply("/v1/chat/completions", request, body(say()), JSON)[1].answer
     assert answer is not None
     assert answer.form is Form.JSON
 

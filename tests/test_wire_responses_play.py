@@ -16,6 +16,7 @@ from semcache.errors import CacheFault
 from semcache.types import Answer, Form
 from semcache.wire import RECORDED, Identity, Rendition, find_address
 from tests.recordings_responses import RECORDINGS, RESPONSE, Recording, call, dumps, message, text
+from tests.replies import read_reply
 
 ADDRESS = find_address("/v1/responses")
 assert ADDRESS is not None
@@ -29,12 +30,10 @@ NAMED = pytest.mark.parametrize("recording", RECORDINGS, ids=lambda recording: r
 
 def stored(recording: Recording, form: Form) -> Answer:
     """What a scribe makes of a recording."""
-    ask = DIALECT.parse(ADDRESS, dumps(recording.request), {})
     headers, reply = (SSE, recording.stream) if form is Form.STREAM else (JSON, recording.body)
-    scribe = DIALECT.scribe(ask, 200, headers, store_tools=recording.store_tools, limit_bytes=1 << 20)
-    for number, at in enumerate(range(0, len(reply), 100)):
-        scribe.feed(reply[at : at + 100], number)
-    _, reading = scribe.finish(True)
+    chunks = [reply[at : at + 100] for at in range(0, len(reply), 100)]
+    request, tools = dumps(recording.request), recording.store_tools
+    _, reading = read_reply("/v1/responses", request, chunks, headers, store_tools=tools)
     assert reading.answer is not None
     assert reading.unstorable == recording.why_not
     return reading.answer

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from semcache.types import Form, Unstorable, Usage
 from semcache.wire import Frame, Reading, find_address
 from tests.recordings_responses import FOUR, RECORDINGS, RESPONSE, USAGE, Recording, call, dumps, message, sse, text
+from tests.replies import read_reply
 
 ADDRESS = find_address("/v1/responses")
 assert ADDRESS is not None
@@ -25,21 +26,10 @@ NAMED = pytest.mark.parametrize("recording", RECORDINGS, ids=lambda recording: r
 
 
 def read_frames(
-    reply: bytes | Sequence[bytes],
-    recording: Recording = PLAIN,
-    headers: dict[str, str] = SSE,
-    *,
-    status: int = 200,
-    whole: bool = True,
-    limit_bytes: int = 1 << 20,
+    reply: bytes | Sequence[bytes], recording: Recording = PLAIN, headers: dict[str, str] = SSE, **options: Any
 ) -> tuple[list[Frame], Reading]:
-    ask = DIALECT.parse(ADDRESS, dumps(recording.request), {})
-    scribe = DIALECT.scribe(ask, status, headers, store_tools=recording.store_tools, limit_bytes=limit_bytes)
-    chunks = [reply] if isinstance(reply, bytes) else reply
-    frames = [frame for number, chunk in enumerate(chunks) for frame in scribe.feed(chunk, number)]
-    last, reading = scribe.finish(whole)
-    assert b"".join(frame.raw for frame in [*frames, *last]) == b"".join(chunks)
-    return [*frames, *last], reading
+    options["store_tools"] = recording.store_tools
+    return read_reply("/v1/responses", dumps(recording.request), reply, headers, **options)
 
 
 def read(*args: Any, **options: Any) -> Reading:
