@@ -26,7 +26,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.streams import StreamReader
 
 from semcache import config
-from semcache.errors import ClientError, SemcacheError
+from semcache.errors import STOPPING, ClientError, SemcacheError
 from semcache.head import (
     MAX_FIELDS,
     MAX_HEAD_BYTES,
@@ -111,12 +111,14 @@ class Connection(BaseProtocol):
         self._incoming_switches = False  # its request asks for another protocol
         self._tunnel: End | None = None  # asked for by the request read last; then nothing is parsed any more
         self._fruitless = 0  # bytes received since the last that completed a head or belonged to a body
+        self._unwelcome: SemcacheError | None = None  # refused whatever it asks; how to say so depends on the path
         self._opening = b""  # the first line of a head that comes in several segments
         self._all_ascii = True  # so far; else field values have to be looked at
         self._deaf = False  # input is discarded: the last request has been read, or refused
         self._served = False
         self._due = inf  # without a task: when the next head has to be complete, or the client has to be gone
         self._written = 0  # bytes, ever
+        self._written_before = 0  # the same when the request under way began
         self._taken = -1  # of those, by the kernel, when last looked at; -1: all
         self._taken_at = 0.0
 
@@ -127,9 +129,7 @@ class Connection(BaseProtocol):
         self.peername = transport.get_extra_info("peername")
         self.sockname = transport.get_extra_info("sockname")
         self._due = self._owner.now() + self._owner.settings.header_timeout
-        error = self._owner.opened(self)
-        if error is not None:
-            self._refuse(Refusal(error, ""))
+        self._unwelcome = self._owner.opened(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)  # wakes whoever waits for room
@@ -217,8 +217,14 @@ class Connection(BaseProtocol):
             self._due = min(self._due, self._owner.now() + 1.0)
 
     def cut(self) -> None:
-        """The drain's deadline has passed. A handler that is cancelled may still write last words; see Sender.abort."""
+        """The drain's deadline has passed. A handler that is cancelled may still write last words; see Sender.abort.
+
+        Where nothing was written yet, a refusal says in the client's words that it may ask again.
+        """
         if self._task is not None:
+            request = self._request
+            if request is not None and self._written == self._written_before and not request.writer.output_size:
+                self._refuse(Refusal(STOPPING, request.path))
             self._task.cancel()
         elif self.transport is not None:
             self.transport.abort()
@@ -230,6 +236,9 @@ class Connection(BaseProtocol):
             return
         if self._tunnel is not None:
             self._tunnel.received(data)
+            return
+        if self._unwelcome is not None:
+            self._turn_away(self._unwelcome, data)
             return
         if self._all_ascii and not data.isascii():
             self._all_ascii = False
@@ -316,6 +325,14 @@ class Connection(BaseProtocol):
                 return
         if self._fruitless > MAX_HEAD_BYTES:
             self._refuse_input(head_too_large(), self._opening)
+
+    def _turn_away(self, error: SemcacheError, data: bytes) -> None:
+        """Nothing is read of a request that is refused in any case, but the path: whose words to use depends on it."""
+        self._fruitless += len(data)
+        self._opening += data
+        if b"\n" in self._opening or self._fruitless > MAX_LINE_BYTES:
+            self._deaf = True
+            self._refuse(Refusal(error, path_of(self._opening)))
 
     def _refuse_input(self, error: ClientError, head: bytes = b"") -> None:
         """The input makes no sense from here on. A request under way learns it while it reads, or is answered first."""
@@ -433,7 +450,7 @@ class Connection(BaseProtocol):
         request = self._request = Request(
             in_origin_form(message), body, cast(web.RequestHandler, self), writer, task, self._loop
         )
-        before = self._written
+        before = self._written_before = self._written
         owner.requests += 1
         try:
             response = await owner.handler(request)

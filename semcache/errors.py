@@ -51,6 +51,9 @@ class UpstreamError(SemcacheError):
         self.sent = sent  # the request may have arrived, so it must not be sent again
 
 
+STOPPING = UpstreamError("the proxy is stopping", status=503, code="stopping")  # at the end of a drain
+
+
 class CacheFault(SemcacheError):
     """A part of the cache failed or was late. The request goes forward all the same."""
 

@@ -26,7 +26,7 @@ from semcache.backends.headers import refuse_unforwardable
 from semcache.cache.policy import Directives, read_directives
 from semcache.config import Config
 from semcache.delivery import Deliverer, Headers, id_headers, own_headers, relayed, request_id
-from semcache.errors import ClientError, SemcacheError, UpstreamError
+from semcache.errors import STOPPING, ClientError, SemcacheError, UpstreamError
 from semcache.forwarding import Forwarder
 from semcache.listener import ClientGone, Sender, read_ahead, read_body, stream_body, whole_response
 from semcache.pacing import Timer
@@ -38,8 +38,6 @@ from semcache.wire.form_model import read_form_model
 from semcache.wire.score import JSON
 
 PARSE_INLINE_BYTES = 256 * 1024  # larger bodies are parsed on a thread: 1 MB takes some 15 ms
-
-STOPPING = UpstreamError("the proxy is stopping", status=503, code="stopping")  # at the end of a drain
 
 
 class Observer(Protocol):

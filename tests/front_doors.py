@@ -68,7 +68,7 @@ class Door:
 
     async def through_sdk(self, root: str, question: str, *, key: str = "sk-test", stream: bool, **options: Any) -> str:
         """What a user of the vendor's client gets. `options`: of the client. Raises one of BROKEN, or Unended."""
-        return await self.ask(self, root, key, question, stream, options)
+        return await self.ask(self, root, key, question, stream, dict(options))
 
     def key(self, key: str) -> dict[str, str]:
         return {self.key_header: f"Bearer {key}" if self.key_header == "Authorization" else key}
@@ -156,7 +156,8 @@ async def _ask_messages(door: Door, root: str, key: str, question: str, stream: 
 
 
 async def _ask_ollama(door: Door, root: str, key: str, question: str, stream: bool, options: Json) -> str:
-    async with ollama.AsyncClient(host=root, headers=door.key(key), trust_env=False, **options) as client:
+    headers = {**door.key(key), **options.pop("default_headers", {})}
+    async with ollama.AsyncClient(host=root, headers=headers, trust_env=False, **options) as client:
         ask: Any = client.chat if door.name == "ollama" else client.generate
         answer: Any = await ask(**door.request(question, stream))
         if not stream:
