@@ -137,7 +137,12 @@ def demo(leave: bool, port: int) -> None:
 @click.option("--rate", type=float, default=60, show_default=True, help="Tokens per second.")
 @_speaks_plainly
 def simulate(host: str, port: int, ttft: str, rate: float) -> None:
-    """Run a simulated model server with the wire form of a real one, for demos, tests and load tests."""
+    """Run a simulated model server with the wire forms of real ones, for demos, tests and load tests.
+
+    It speaks OpenAI's API (chat completions, completions, responses, embeddings), on Azure's paths too, Anthropic's
+    messages and Ollama's own API. Requests with the header X-Simulate get what it names: an error, a cut, a pace;
+    semcache/simulate.py lists them. GET /simulate/stats counts what was asked.
+    """
     from semcache.simulate import run
 
     run(host=host, port=port, ttft_s=config.read_duration(ttft, "--ttft"), tokens_per_s=rate)
