@@ -163,6 +163,9 @@ class Backend(_Section):
     stream_usage: bool = (
         True  # ask for usage in streams (`stream_options.include_usage`); false for servers that refuse it
     )
+    # It ends its streams with [DONE]. False for servers that do not (transformers serve): an end that the framing
+    # proves then counts, after a finish reason for each choice. Not the default, as half answers would be kept.
+    stream_done: bool = True
 
     @field_validator("url")
     @classmethod

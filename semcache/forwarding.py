@@ -16,6 +16,9 @@ from semcache.wire.recording import Recording
 # out to be. Raises SemcacheError when there is none, or when it breaks off.
 Source = Callable[[Plan, Recording], Awaitable[Reading]]
 
+DONE = b"data: [DONE]\n\n"
+_ENDS_WITH_DONE = frozenset({"chat/completions", "completions"})
+
 BATCH_BYTES = 32 * 1024 * 1024  # of a batch's answer, however many items it has
 
 
@@ -43,7 +46,8 @@ class Forwarder:
         reply = await self._fetcher.fetch(plan.targets, request)
         try:
             head = (reply.status, reply.headers, reply.backend)
-            return await record(plan, recording, *head, reply.chunks(), lambda: reply.whole, self._now)
+            end = _left_out(plan, reply.backend)
+            return await record(plan, recording, *head, reply.chunks(), lambda: reply.whole, self._now, end)
         finally:
             await reply.abort()  # after a whole reply there is nothing left to abort
 
@@ -57,19 +61,25 @@ async def record(
     chunks: AsyncIterator[bytes],
     is_whole: Callable[[], bool],
     now: Callable[[], float] = perf_counter,
+    end: bytes = b"",
 ) -> Reading:
     """Write down a reply as it comes, and return what it turned out to be.
 
     `headers`: case-insensitive. `is_whole`: asked at the end, whether the framing proves that nothing is missing.
-    `now`: monotonic seconds. Raises what `chunks` raises, and UpstreamError for a reply that ended early.
+    `now`: monotonic seconds. `end`: of a stream, where its backend leaves it out: read as if it had come, not relayed.
+    Raises what `chunks` raises, and UpstreamError for a reply that ended early.
     """
     begun = now()
     limit_bytes, store_tools = answer_limit(plan), plan.route.cache.store_tools
     scribe = plan.dialect.scribe(plan.ask, status, headers, store_tools=store_tools, limit_bytes=limit_bytes)
     recording.begin(status, headers, backend)
+    tail = b""
     async for chunk in chunks:
         await recording.extend(scribe.feed(chunk, int((now() - begun) * 1000)))
+        tail = (tail + chunk)[-len(DONE) :] if end else b""
     whole = is_whole()
+    if whole and tail.endswith(b"\n\n") and tail != DONE:
+        scribe.feed(end, int((now() - begun) * 1000))
     frames, reading = scribe.finish(whole)
     if reading.unstorable is Unstorable.INCOMPLETE and not whole:
         # Delimited by the connection's end, and not at an end of its own: a cut that HTTP does not show. Half an event
@@ -77,6 +87,13 @@ async def record(
         raise UpstreamError(f"{backend} ended its answer early", sent=True)
     await recording.extend(frames)
     return reading
+
+
+def _left_out(plan: Plan, name: str) -> bytes:
+    """The end of a stream that this backend does not write (`stream_done: false`), if the dialect has one."""
+    assert not isinstance(plan.targets, SemcacheError)
+    leaves_it_out = any(target.name == name and not target.backend.stream_done for target in plan.targets)
+    return DONE if leaves_it_out and plan.ask.stream and plan.ask.endpoint in _ENDS_WITH_DONE else b""
 
 
 def answer_limit(plan: Plan) -> int:

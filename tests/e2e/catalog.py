@@ -119,10 +119,6 @@ CLIENTS = (
     Client("model-server", "Hugging Face", "serve", "openai_python.py", ("transformers",)),
 )
 
-_NO_DONE = (
-    "The server ends its streams without `[DONE]`. They are relayed and not kept: one that was cut would look the same."
-)
-
 # (client, API, feature) as globs -> why. A feature named here that works after all fails the run: take it out then.
 GAPS: Mapping[tuple[str, str, str], str] = {
     ("ai-node", "messages", "tools_stream"): (
@@ -133,8 +129,6 @@ GAPS: Mapping[tuple[str, str, str], str] = {
         "LiteLLM makes up an id for each tool call of Ollama's and sends it back with the tool's result, so no two "
         "requests with a result are equal. The calls themselves are cached."
     ),
-    ("model-server", "c*", "stream"): _NO_DONE,
-    ("model-server", "c*", "json_after_stream"): _NO_DONE,
 }
 
 

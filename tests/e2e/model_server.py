@@ -95,7 +95,7 @@ async def run(client: catalog.Client, packages: Path) -> rig.Result:
         )
         try:
             found = await asyncio.to_thread(server.wait_for_line, r"running on (http://[0-9.:]+)")
-            async with rig.running_proxy(folder, found[1]) as proxy:
+            async with rig.running_proxy(folder, found[1], stream_done=False) as proxy:
                 program = [
                     "env",
                     f"SEMCACHE_E2E_MODEL={MODEL}",

@@ -102,9 +102,15 @@ def read(
 
 
 @asynccontextmanager
-async def running_proxy(folder: Path, upstream: str) -> AsyncIterator[str]:
-    """The proxy as users start it: its own process, the real model, any free port. Yields its URL, without `/v1`."""
-    pools = {dialect: {"backends": [{"url": upstream + base, "dialect": dialect}]} for dialect, base in _BASES.items()}
+async def running_proxy(folder: Path, upstream: str, **more: Any) -> AsyncIterator[str]:
+    """The proxy as users start it: its own process, the real model, any free port. Yields its URL, without `/v1`.
+
+    `more`: settings of its backends.
+    """
+    pools = {
+        dialect: {"backends": [{"url": upstream + base, "dialect": dialect, **more}]}
+        for dialect, base in _BASES.items()
+    }
     settings = {
         "server": {"port": 0, "admin_port": 0, "request_log": "off", "drain": "1s"},
         # Answers that call tools are kept here, to show that they come back whole.
