@@ -92,6 +92,7 @@ class App:
         return {
             **self.core.stats(),
             "listener": self.listener.stats(),
+            "delivery": self.server.deliverer.stats(),
             "backends": self.fetcher.stats(),
             "request_log": self.request_log.stats(),
             "usage": self.ledger.stats(),

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from cachetools import LRUCache
 
@@ -67,6 +67,11 @@ class Delivery:
             self.leave()
 
 
+class _Kept(NamedTuple):
+    score: Score
+    size_bytes: int  # with what it is found by: a request's own words, repeated in its answer or not
+
+
 class Deliverer:
     """Asks the pipeline, and makes a delivery of whatever it says."""
 
@@ -75,8 +80,8 @@ class Deliverer:
         self._pipeline = pipeline
         self._clock = clock
         self._timer = timer or RealTime()
-        self._scores: LRUCache[tuple[int, wire.Rendition], Score] = LRUCache(
-            SCORES_BYTES, getsizeof=lambda score: score.size_bytes
+        self._scores: LRUCache[tuple[int, wire.Rendition], _Kept] = LRUCache(
+            SCORES_BYTES, getsizeof=lambda kept: kept.size_bytes
         )
 
     async def respond(self, plan: Plan, asked: Directives, source: Source, outcome: Outcome) -> Delivery:
@@ -124,13 +129,18 @@ class Deliverer:
     async def _score(self, plan: Plan, entry: Entry) -> Score:
         """Raises CacheFault when the stored answer cannot be rendered."""
         key = (entry.seq, _rendition(plan, zero_usage=plan.route.cache.usage == "zero"))
-        score = self._scores.get(key)
-        if score is None:
-            answer = entry.answer
-            score = await _aside(answer.size_bytes, partial(plan.dialect.prepare, answer, key[1]))
-            if score.size_bytes <= SCORES_BYTES:
-                self._scores[key] = score
+        kept = self._scores.get(key)
+        if kept is not None:
+            return kept.score
+        answer = entry.answer
+        score = await _aside(answer.size_bytes, partial(plan.dialect.prepare, answer, key[1]))
+        size_bytes = score.size_bytes + sum(len(name) + len(text) for name, text in key[1].echo)
+        if size_bytes <= SCORES_BYTES:
+            self._scores[key] = _Kept(score, size_bytes)
         return score
+
+    def stats(self) -> dict[str, float]:
+        return {"scores": len(self._scores), "scores_bytes": self._scores.currsize}
 
     def _identity(self, plan: Plan, writer: str) -> wire.Identity:
         """The id and the time that a replay shows. `writer`: the tenant whose request brought the answer."""

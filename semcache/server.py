@@ -60,7 +60,7 @@ class Server:
         self._config = config
         self._admission = admission
         self._planner = planner
-        self._deliverer = Deliverer(pipeline, clock, timer)
+        self.deliverer = Deliverer(pipeline, clock, timer)
         self._forwarder = Forwarder(fetcher, admission.replaces_keys, timer.now)
         self._fetcher = fetcher
         self._observer = observer
@@ -128,7 +128,7 @@ class Server:
         self, request: web.BaseRequest, plan: Plan, asked: Directives, outcome: Outcome
     ) -> web.StreamResponse:
         source = partial(self._forwarder.write, request.headers)
-        delivery = await self._deliverer.respond(plan, asked, source, outcome)
+        delivery = await self.deliverer.respond(plan, asked, source, outcome)
         try:
             status, headers, body = delivery.status, delivery.headers, delivery.body
             if isinstance(body, bytes):
