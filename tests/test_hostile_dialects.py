@@ -8,16 +8,21 @@ import random
 from asyncio import gather
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import httpx2
+import openai
 import pytest
 
+from semcache.types import Selector
+from tests.fakes import WordsEmbedder
 from tests.front_doors import BROKEN, DOORS, FORMS, Door, Unended, Vendors, form_id, post
 from tests.harness import Proxy, running_proxy, until
 from tests.scripted_upstream import Close, Expect, Reset, ScriptedUpstream, Send, Step, Wait
+from tests.test_embeddings import Embeds, vector_of
 
 QUESTION = "Which tyres fit my bicycle best in winter"
 SHARING = "cache: {sharing: all}"
@@ -74,12 +79,18 @@ async def test_a_question_costs_one_fetch_in_either_form(tmp_path: Path, door: D
 async def test_500_equal_requests_at_once_are_one_call(tmp_path: Path, door: Door, stream: bool) -> None:
     async with among_vendors(tmp_path) as (proxy, server, root):
         server.gate = asyncio.Event()
-        asked = [asyncio.create_task(post(door, root, asks(door, stream))) for _ in range(100)]
-        await until(lambda: proxy.app.pipeline.flights.joined == 99)
-        server.gate.set()
-        replies = await gather(*asked)
-        assert {reply.status for reply in replies} == {200}
-        assert len({reply.body for reply in replies}) == 1
+        headers = {"Content-Type": "application/json", **door.key("sk-test")}
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+
+            async def ask() -> tuple[int, bytes]:
+                async with session.post(root + door.path, data=asks(door, stream), headers=headers) as reply:
+                    return reply.status, await reply.read()
+
+            asked = [asyncio.create_task(ask()) for _ in range(500)]
+            await until(lambda: proxy.app.pipeline.flights.joined == 499)
+            server.gate.set()
+            replies = set(await gather(*asked))
+        assert [status for status, _ in replies] == [200]
         assert server.requests == 1
 
 
@@ -337,3 +348,189 @@ def assert_ours(door: Door, body: bytes) -> None:
         assert sorted(error["error"]) == ["code", "message", "param", "type"]
     assert b"Traceback" not in body
     assert b'File "' not in body
+
+
+HUGE = "x" * (1024 * 1024 + 1)
+
+
+@pytest.mark.parametrize(("door", "stream"), [form for form in FORMS if form[1]], ids=form_id)
+async def test_an_event_too_large_to_read_is_relayed_whole_and_not_kept(
+    tmp_path: Path, door: Door, stream: bool
+) -> None:
+    pieces = door.events(HUGE)
+    raw = framed(pieces, door.stream_type, "chunked")
+    async with facing(tmp_path, [Expect(), Send(raw), Close()]) as (proxy, root, _):
+        seen = await post(door, root, asks(door, stream))
+        assert seen.body == b"".join(pieces)
+        await proxy.landed()
+        assert proxy.app.pipeline.stored == 0
+
+
+@pytest.mark.parametrize("name", ["ollama", "generate"])
+async def test_lines_of_any_make_are_relayed_as_sent_and_kept_if_whole(tmp_path: Path, name: str) -> None:
+    door = next(door for door in DOORS if door.name == name)
+    lines = door.events("Studded ones, really.")
+    kept = {
+        "carriage returns": b"".join(line.replace(b"\n", b"\r\n") for line in lines),
+        "no last line feed": b"".join(lines)[:-1],
+        "blank lines": b"\n".join(lines) + b"\n\n",
+    }
+    left = {
+        "a NUL between": b"\x00\n".join(lines),
+        "no line feeds": b"".join(line[:-1] for line in lines),
+        "a line after the end": b"".join([*lines, lines[0]]),
+        "half a pair": b"".join(lines).replace(b"Studded", b"\\ud800"),
+        "cut in the last line": b"".join(lines)[:-3],
+    }
+    for number, (case, sent) in enumerate({**kept, **left}.items()):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        script: list[Step] = [Expect(), Send(framed([sent], door.stream_type, "length")), Close()]
+        async with facing(folder, script) as (proxy, root, _):
+            assert (await post(door, root, asks(door, True))).body == sent, case
+            await proxy.landed()
+            assert proxy.app.pipeline.stored == (case in kept), case
+
+
+CONTRADICTIONS = {
+    "responses": (b"event: response.completed\n", b"event: response.created\n"),
+    "messages": (b"event: message_stop\n", b"event: message_start\n"),
+}
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+async def test_an_event_whose_name_is_not_its_type_is_relayed_and_not_kept(tmp_path: Path, name: str) -> None:
+    door = next(door for door in DOORS if door.name == name)
+    sent = b"".join(door.events("Studded ones.")).replace(*CONTRADICTIONS[name])
+    async with facing(tmp_path, [Expect(), Send(framed([sent], door.stream_type, "length")), Close()]) as (
+        proxy,
+        root,
+        _,
+    ):
+        assert (await post(door, root, asks(door, True))).body == sent
+        await proxy.landed()
+        assert proxy.app.pipeline.stored == 0
+
+
+# Memory, life and death
+
+
+async def test_metadata_that_is_new_each_time_leaves_hits_hits_and_memory_bounded(tmp_path: Path) -> None:
+    """Where the answer does not repeat it, it is still what the rendered answer is found by."""
+    door = next(door for door in DOORS if door.name == "responses")
+    tree = door.body("Studded ones.", "resp_1")
+    del tree["metadata"]
+    answer = framed([json.dumps(tree).encode()], "application/json", "length")
+    async with facing(tmp_path, [Expect(), Send(answer), Close()]) as (proxy, root, upstream):
+        labels_bytes = 0
+        for number in range(20):
+            metadata = {"trace": f"{number}" * 20_000}
+            labels_bytes += len(json.dumps(metadata, separators=(",", ":")))
+            seen = await post(door, root, json.dumps({**door.request(QUESTION, False), "metadata": metadata}).encode())
+            assert seen.status == 200
+            await proxy.landed()
+        assert upstream.connections == 1
+        assert proxy.app.server.deliverer.stats()["scores_bytes"] > labels_bytes * 0.9
+
+
+@pytest.mark.parametrize("door", [door for door in DOORS if door.pieces], ids=form_id)
+async def test_a_replay_that_takes_its_time_survives_a_drain_and_not_its_client(tmp_path: Path, door: Door) -> None:
+    async with among_vendors(tmp_path, "server: {drain: 5s}") as (proxy, server, root):
+        await post(door, root, asks(door, True))
+        await proxy.landed()
+        headers = {"Content-Type": "application/json", "Semcache-Control": "replay=40", **door.key("sk-test")}
+        async with aiohttp.ClientSession() as session:
+            asked = partial(session.post, root + door.path, data=asks(door, True), headers=headers)
+            async with asked() as leaving:
+                await leaving.content.readany()
+            await until(lambda: not proxy.app.listener.stats()["requests"])
+            async with asked() as staying:
+                await staying.content.readany()
+                stopped = asyncio.create_task(proxy.app.stop())
+                rest = await staying.content.read()
+            await stopped
+        end = {"chat": b"[DONE]", "completions": b"[DONE]", "azure": b"[DONE]", "messages": b"message_stop"}
+        assert end.get(door.name, b"response.completed" if door.name == "responses" else b'"done": true') in rest
+        assert server.requests == 1
+
+
+@every_form
+async def test_the_exact_tier_works_in_every_dialect_while_the_embedder_is_down(
+    tmp_path: Path, door: Door, stream: bool
+) -> None:
+    embedder, server = WordsEmbedder(), Vendors()
+    embedder.fault = RuntimeError("the model is gone")
+    async with running_proxy(tmp_path, backend=server, embedder=embedder) as proxy:
+        for _ in range(3):
+            assert (await post(door, root_of(proxy), asks(door, stream))).status == 200
+            await proxy.landed()
+        assert server.requests == 1
+
+
+async def test_a_purge_while_a_batch_is_partly_fetched_keeps_nothing_of_it(tmp_path: Path) -> None:
+    async with embedding(tmp_path) as (proxy, server, ask):
+        await ask(["a", "b"])
+        server.gate = asyncio.Event()
+        asked = asyncio.create_task(ask(["a", "c", "b"]))
+        await until(lambda: server.requests == 2)
+        await proxy.app.store.purge(Selector())
+        server.gate.set()
+        assert await asked == [vector_of(text) for text in ("a", "c", "b")]
+        await proxy.landed()
+        await ask(["c"])
+        assert server.inputs == [["a", "b"], ["c"], ["c"]]
+
+
+@pytest.mark.parametrize("fault", ["dropped", "status", "cut"])
+async def test_a_partly_known_batch_whose_rest_fails_is_asked_again_or_told_so(tmp_path: Path, fault: str) -> None:
+    async with embedding(tmp_path) as (proxy, server, ask):
+        await ask(["a", "b"])
+        if fault == "dropped":
+            server.dropped = 1
+            with pytest.raises((openai.OpenAIError, AssertionError)):
+                assert len(await ask(["a", "c", "b"])) == 3, "as the vendor sent it, and not as three"
+            server.dropped = 0
+        elif fault == "status":
+            server.status = 500
+            with pytest.raises(openai.InternalServerError):
+                await ask(["a", "c", "b"])
+            server.status = 200
+        else:
+            server.gate = asyncio.Event()
+            asked = asyncio.create_task(ask(["a", "c", "b"]))
+            await until(lambda: server.requests == 2)
+            proxy.app.pipeline.flights.cancel()
+            with pytest.raises(openai.InternalServerError):
+                await asked
+            server.gate = None
+        await proxy.landed()
+        assert await ask(["a", "c", "b"]) == [vector_of(text) for text in ("a", "c", "b")]
+        assert server.inputs[-1] == ["c"], "what was known still is, and the rest was never kept"
+
+
+async def test_two_tenants_overlapping_batches_share_no_vector(tmp_path: Path) -> None:
+    async with embedding(tmp_path) as (_, server, ask):
+        await ask(["a", "b"], key="sk-one")
+        await ask(["b", "c"], key="sk-two")
+        await ask(["c", "a", "b"], key="sk-one")
+        assert server.inputs == [["a", "b"], ["b", "c"], ["c"]]
+
+
+async def test_more_inputs_than_are_split_go_upstream_as_they_are(tmp_path: Path) -> None:
+    async with embedding(tmp_path) as (_, server, ask):
+        inputs = [f"{number}" for number in range(100_000)]
+        assert len(await ask(inputs)) == len(inputs)
+        assert server.requests == 1
+
+
+@asynccontextmanager
+async def embedding(folder: Path) -> AsyncIterator[tuple[Proxy, Embeds, Any]]:
+    server = Embeds()
+    async with running_proxy(folder, backend=server) as proxy:
+
+        async def ask(inputs: list[str], key: str = "sk-test") -> list[list[float]]:
+            client = proxy.client.with_options(api_key=key)
+            answer = await client.embeddings.create(model="small", input=inputs, encoding_format="float")
+            return [item.embedding for item in answer.data]
+
+        yield proxy, server, ask
