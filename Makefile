@@ -67,6 +67,13 @@ bench: $(INSTALLED) tools model  ## ratios to the bare limits of this machine, s
 loadtest: $(INSTALLED) model  ## a one-minute load test against `semcache simulate`, report as JSON and HTML
 	@$(BIN)/python -m loadtests $(ARGS)
 
+.PHONY: quality
+quality: DATA ?= $(wildcard ../shared/data)
+quality: $(INSTALLED) model  ## what guards veto of wrong and right hits (DATA=folder of labelled pairs and streams)
+	@if [ -z "$(DATA)" ]; then \
+		echo "quality: no labelled data: say make quality DATA=/path/to/folder, which python -m loadtests.quality_pairs -h describes"; \
+	else $(BIN)/python -m loadtests.quality_pairs $(DATA) $(ARGS); fi
+
 .PHONY: constraints
 constraints: $(INSTALLED)  ## write the versions in .venv to constraints.txt
 	@head -1 constraints.txt > constraints.txt.new
