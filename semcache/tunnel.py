@@ -204,7 +204,8 @@ class End:
         self._peer, self._news = peer, news
         self.heard_at = asyncio.get_running_loop().time()
         if not self.is_lost:
-            self.transport.set_write_buffer_limits(0)  # a pause with the first byte that finds no room
+            # A pause with the first byte that finds no room. Not 0: under TLS an empty buffer would count as full.
+            self.transport.set_write_buffer_limits(1)
             _probe(self.transport)
 
     def begin(self) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import openai
 import pytest
+import trustme
 from multidict import CIMultiDict, CIMultiDictProxy
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
@@ -710,3 +712,29 @@ def test_a_list_of_subprotocols_loses_its_keys_and_nothing_else() -> None:
         "realtime, openai-beta.realtime-v1"
     )
     assert without_offered_keys("OPENAI-INSECURE-API-KEY.a") == ""
+
+
+# Over TLS
+
+
+@pytest.mark.timeout(10)  # it once stood still until the client's next ping, 20 s later
+async def test_a_session_over_tls_is_carried_both_ways_and_ends_on_both_sides(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    issued.private_key_pem.write_to_path(str(key))
+    certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    settings = f"server: {{tls: {{certificate: '{certificate}', key: '{key}'}}}}\n"
+    async with speaking(tmp_path, settings) as (proxy, _):
+        url = f"wss://127.0.0.1:{proxy.app.port}/v1/realtime?model=gpt-realtime"
+        async with connect(url, ssl=trusting, max_size=None) as session:
+            assert "session.created" in str(await session.recv())
+            for said in ("hello", "x" * 3_000_000):
+                await session.send(said)
+                assert await session.recv() == said
+        await until(lambda: not proxy.app.listener.stats()["connections"])
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
