@@ -7,7 +7,6 @@ in anthropic_play.py.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -19,6 +18,7 @@ from semcache.wire.anthropic_play import prepare
 from semcache.wire.anthropic_reply import scribe
 from semcache.wire.dialect import Address, Rendition, Scribe
 from semcache.wire.error_shapes import AnthropicErrors
+from semcache.wire.identifiers import random_hex
 from semcache.wire.marks import sealed, take_content
 from semcache.wire.requests import context_of, is_stream, messages_of, model_of, named_headers, temperature_in
 from semcache.wire.score import Identity, Score
@@ -96,8 +96,7 @@ class AnthropicMessages(AnthropicErrors):
         return prepare(answer, rendition)
 
     def fresh_identity(self, now: float) -> Identity:
-        # From the kernel and not from a counter: worker processes are forked and must not count alike.
-        return Identity(id="msg_" + os.urandom(12).hex(), created=int(now))
+        return Identity(id="msg_" + random_hex(), created=int(now))
 
 
 @lru_cache(maxsize=256)  # programs send the same few with every request

@@ -7,7 +7,6 @@ this very prompt. Replies are judged in openai_reply.py, answers played in opena
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from semcache.types import Answer, Ask, Form, Traits
 from semcache.wire import strict_json
 from semcache.wire.dialect import Address, Rendition, Scribe
 from semcache.wire.error_shapes import OpenAIErrors
+from semcache.wire.identifiers import random_hex
 from semcache.wire.marks import MARK
 from semcache.wire.openai import CONTEXT_HEADERS, choices_of
 from semcache.wire.openai_play import prepare
@@ -91,7 +91,7 @@ class OpenAICompletions(OpenAIErrors):
         return prepare(answer, rendition, _CHOICES)
 
     def fresh_identity(self, now: float) -> Identity:
-        return Identity(id="cmpl-" + os.urandom(12).hex(), created=int(now))
+        return Identity(id="cmpl-" + random_hex(), created=int(now))
 
 
 def take_text(choice: Choice, item: Mapping[str, Any], form: Form, keep_arguments: bool) -> bool:

@@ -6,7 +6,6 @@ does too. How replies are read is in openai_reply.py, how answers are played in 
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 
@@ -15,6 +14,7 @@ from semcache.wire import strict_json
 from semcache.wire.chat_choices import ChatChoices
 from semcache.wire.dialect import Address, Rendition, Scribe
 from semcache.wire.error_shapes import OpenAIErrors
+from semcache.wire.identifiers import random_hex
 from semcache.wire.marks import sealed, take_content
 from semcache.wire.openai_play import prepare
 from semcache.wire.openai_reply import Judge, take_message
@@ -106,8 +106,7 @@ class OpenAIChat(OpenAIErrors):
         return prepare(answer, rendition, _CHOICES)
 
     def fresh_identity(self, now: float) -> Identity:
-        # From the kernel and not from a counter: worker processes are forked and must not count alike.
-        return Identity(id="chatcmpl-" + os.urandom(12).hex(), created=int(now))
+        return Identity(id="chatcmpl-" + random_hex(), created=int(now))
 
 
 def choices_of(tree: Tree) -> int:

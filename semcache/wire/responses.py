@@ -7,7 +7,6 @@ does too. What the upstream holds (a conversation, a job, an item named by its i
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from semcache.types import Answer, Ask, Traits
 from semcache.wire import strict_json
 from semcache.wire.dialect import Address, Rendition, Scribe
 from semcache.wire.error_shapes import OpenAIErrors
+from semcache.wire.identifiers import random_hex
 from semcache.wire.marks import sealed, take_content, take_text
 from semcache.wire.openai import CACHE_MARK, CONTEXT_HEADERS
 from semcache.wire.requests import (
@@ -115,8 +115,7 @@ class Responses(OpenAIErrors):
         return prepare(answer, rendition)
 
     def fresh_identity(self, now: float) -> Identity:
-        # From the kernel and not from a counter: worker processes are forked and must not count alike.
-        return Identity(id="resp_" + os.urandom(24).hex(), created=int(now))
+        return Identity(id="resp_" + random_hex() + random_hex(), created=int(now))
 
     def error_event(self, error: SemcacheError, request_id: str) -> bytes:
         """As the vendor documents the event, flat, and as it sends it, nested: clients read the one or the other.
