@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import orjson
@@ -143,4 +144,9 @@ def _text(slot: Slot, identity: Identity) -> bytes | None:
         return None
     if slot is Slot.CREATED:
         return b"%d" % identity.created
-    return b'"%b"' % datetime.fromtimestamp(identity.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ").encode()
+    return _as_text(identity.created)
+
+
+@lru_cache(maxsize=4)  # writing it takes longer than a small replay
+def _as_text(created: int) -> bytes:
+    return b'"%b"' % datetime.fromtimestamp(created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ").encode()
