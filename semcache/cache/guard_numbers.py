@@ -1,94 +1,95 @@
-"""Guard `numbers`: every number in one question must be in the other."""
+"""Guard `numbers`: what is counted, measured or numbered in one question must be so in the other."""
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from decimal import Decimal, InvalidOperation
-from functools import lru_cache
+from collections.abc import Iterable
+
+from semcache.cache.figures import Figure, Reading, Role, read
+from semcache.cache.measures import BESIDE_A_NUMBER, Measure
+
+# May be left out in one of two questions, but two of a kind must not be different.
+_ASIDE = (Role.TIMES, Role.LENGTH, Role.MONTH, Role.SIGN, Role.LETTER)
+_SINGLE = frozenset({"a", "an", "one", "single"})
+_YEARS = range(1900, 2100)
 
 
 def numbers_differ(asked: str, stored: str) -> bool:
     """Every number in one must be in the other, equally often: amounts, versions, years, order numbers.
 
-    Written-out numbers count as their digits, "1,000" as 1000, "5.0" as 5. "One" is left out, since it mostly stands
-    for a thing ("the blue one"), so "one item" against "two items" still differs by the two.
+    The same amount may be written in other units (1 hour, 60 minutes) and the same time otherwise (5 pm, 17:00).
     """
-    return asked != stored and _numbers(asked) != _numbers(stored)
+    if asked == stored:
+        return False
+    one, other = read(asked), read(stored)
+    if one.figures == other.figures:
+        return False
+    left, right = _counted(one), _counted(other)
+    mine, yours = list((left - right).elements()), list((right - left).elements())
+    if mine or yours:
+        mine, yours = _unmatched(mine, yours, one, other)
+    if mine and yours:
+        return True
+    if (mine and not _are_said_in_passing(mine, one, other)) or (yours and not _are_said_in_passing(yours, other, one)):
+        return True
+    return _asides_differ(one.figures, other.figures)
 
 
-_SMALL = (
-    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
-    "nineteen twenty"
-)
-_TENS = "thirty forty fifty sixty seventy eighty ninety hundred"
-_WORDS: Mapping[str, int] = {
-    **{word: number for number, word in enumerate(_SMALL.split(), start=2)},
-    **{word: 10 * number for number, word in enumerate(_TENS.split(), start=3)},
-    "thousand": 1_000,
-    "million": 1_000_000,
-    "billion": 1_000_000_000,
-    "dozen": 12,
-    "twice": 2,
-    "double": 2,
-    "triple": 3,
-    "second": 2,
-    "third": 3,
-    "half": -2,  # no whole number, so that it differs from "two"
-    "zero": 0,
-}
-_SIGNS = frozenset({"minus", "below"})  # "minus five", "5 degrees below zero"
-_SCALES = frozenset({100, 1_000, 1_000_000, 1_000_000_000})
-
-# Digits with the separators inside them ("1,000.50", "10:30", "2024-05-01") and a sign where it can be one, or a word.
-_TOKEN = re.compile(r"(?:(?<![\w.,)])[-\u2212])?\d+(?:[.,:/\-]\d+)*|[^\W\d_]+")
-_GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")  # 1,000 and 12,345.67
+def _counted(reading: Reading) -> Counter[str]:
+    """How often each number occurs. A year that is named twice is still one year."""
+    counted = Counter(figure.value for figure in reading.figures if figure.role is Role.COUNTS)
+    for value in counted:
+        if len(value) == 4 and value.isdecimal() and int(value) in _YEARS:
+            counted[value] = 1
+    return counted
 
 
-@lru_cache(maxsize=8192)  # a popular stored question is compared again and again
-def _numbers(text: str) -> Counter[str]:
-    return Counter(_read_numbers(unicodedata.normalize("NFKC", text).lower()))
+def _unmatched(mine: Iterable[str], yours: Iterable[str], one: Reading, other: Reading) -> tuple[list[str], list[str]]:
+    """What is left once the same in other words is taken away."""
+    also_mine, also_yours = _other_words(one, mine), _other_words(other, yours)
+    shared = Counter(also_mine.values()) & Counter(also_yours.values())
+    left = [value for value in mine if also_mine.get(value) not in shared and not _is_said(value, one, other)]
+    right = [value for value in yours if also_yours.get(value) not in shared and not _is_said(value, other, one)]
+    return left, right
 
 
-def _read_numbers(text: str) -> Iterable[str]:
-    spoken: int | None = None  # a number being spoken in several words: "twenty five", "three hundred and six"
-    for token in _TOKEN.findall(text):
-        value = _WORDS.get(token)
-        if value is not None and spoken is not None and _continues(spoken, value):
-            spoken = spoken * value if value in _SCALES else spoken + value
-            continue
-        if token == "and" and spoken is not None and spoken % 100 == 0:
-            continue
-        if spoken is not None:
-            yield str(spoken)
-        spoken = value
-        if token in _SIGNS:
-            yield token
-        elif not token[0].isalpha():
-            yield _plain(token.replace("\u2212", "-"))
-    if spoken is not None:
-        yield str(spoken)
+def _other_words(reading: Reading, values: Iterable[str]) -> dict[str, str]:
+    wanted = set(values)
+    return {figure.value: figure.also for figure in reading.figures if figure.also and figure.value in wanted}
 
 
-def _continues(spoken: int, value: int) -> bool:
-    """Whether the next number word belongs to the same number ("twenty", "five") or starts another ("two", "three")."""
-    if value in _SCALES:
-        return 0 < spoken < value
-    if spoken % 100 == 0:
-        return 0 < value < 100
-    return spoken % 10 == 0 and spoken % 100 >= 20 and 0 < value < 10
+def _is_said(value: str, own: Reading, other: Reading) -> bool:
+    """Whether the other question says this number by a word that need not be one: "first", "a room", iPhone X."""
+    ways = {value, *(figure.also for figure in own.figures if figure.value == value and figure.also)}
+    if any(figure.role is not Role.COUNTS and ways & {figure.value, figure.also} for figure in other.figures):
+        return True
+    if value != "1":
+        return False
+    things = {figure.thing for figure in own.figures if figure.value == "1"}
+    return any(word in _SINGLE and thing in things for word, thing in zip(other.words, other.words[1:], strict=False))
 
 
-def _plain(token: str) -> str:
-    """One spelling for each number: 1,000 -> 1000, 5.0 -> 5, 007 stays, as codes do."""
-    if _GROUPED.fullmatch(token):
-        token = token.replace(",", "")
-    if token.startswith("0") and not token.startswith("0."):
-        return token
-    try:
-        value = Decimal(token)
-    except InvalidOperation:  # a date, a time, a version: compared as written
-        return token
-    return format(value.normalize(), "f")
+def _are_said_in_passing(values: Iterable[str], own: Reading, other: Reading) -> bool:
+    """Whether all are hours, days or weeks, and the other question has none: "I ordered it (two weeks ago)"."""
+    spans = {figure.value for figure in own.figures if _is_span(figure.measure)}
+    return (
+        spans.issuperset(values)
+        and not any(_is_span(figure.measure) for figure in other.figures)
+        and not any(
+            article in _SINGLE and _is_span(BESIDE_A_NUMBER.get(word))
+            for article, word in zip(other.words, other.words[1:], strict=False)
+        )
+    )
+
+
+def _is_span(measure: Measure | None) -> bool:
+    return measure is not None and measure.kind == "time"
+
+
+def _asides_differ(one: Iterable[Figure], other: Iterable[Figure]) -> bool:
+    for role in _ASIDE:
+        left = {figure.value for figure in one if figure.role is role}
+        right = {figure.value for figure in other if figure.role is role}
+        if left - right and right - left:
+            return True
+    return False

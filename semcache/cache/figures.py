@@ -1,0 +1,523 @@
+"""Figures: the numbers in a question, each in one spelling, with the unit beside it. Read once for several guards.
+
+"Twenty five", "25" and "25.0" are one number, as are "15k" and "15,000", "World War II" and "World War 2", "1st" and
+"first". What is written as one word of a code is kept as written: a version, an order number, a telephone number.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from enum import Enum
+from functools import lru_cache
+from math import gcd
+from typing import NamedTuple
+
+from semcache.cache.measures import ANYWHERE, BESIDE_A_NUMBER, POUND, Measure
+
+
+class Role(Enum):
+    """How much a figure says."""
+
+    COUNTS = "counts"  # must be in the other question too
+    TIMES = "times"  # once, twice, double: may be left out, must not be another
+    LENGTH = "length"  # of a list: "top 5", "what are five reasons": may be left out, must not be another
+    MONTH = "month"  # of a date: may be left out, must not be another
+    SIGN = "sign"  # of a sum: may be left out, must not be another
+    LETTER = "letter"  # V and X, which may be numbers or letters: may be left out, must not be another
+    MAYBE = "maybe"  # "one", "first", "zero": only there to be what the other question writes as a number
+
+
+class Figure(NamedTuple):
+    value: str
+    role: Role = Role.COUNTS
+    measure: Measure | None = None
+    also: str | None = None  # the same in other words: an amount in the smallest unit, a time of 24 hours, a decade
+    thing: str = ""  # the next word: "1 room" may be "a room"
+
+
+class Reading(NamedTuple):
+    words: tuple[str, ...]  # every token of the question, folded
+    figures: tuple[Figure, ...]
+
+
+class Token(NamedTuple):
+    kind: str  # the group of _TOKEN
+    text: str
+    start: int
+    end: int
+
+
+@lru_cache(maxsize=8192)  # a popular stored question is compared again and again
+def read(question: str) -> Reading:
+    text = fold(question)
+    tokens = [Token(str(m.lastgroup), m[0], m.start(), m.end()) for m in _TOKEN.finditer(text)]
+    return Reading(tuple(token.text for token in tokens), tuple(_figures(tokens)))
+
+
+_VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215f\u2189]")  # one half as one sign, and the like
+_HALF_OF_DAY = re.compile(r"\b([ap])\.\s?m\b\.?")
+_PHRASES = (
+    (re.compile(r"\bper cent\b"), "percent"),
+    (re.compile(r"\b(?:24\s?x\s?7|24 hours(?: a day)?,? (?:and )?(?:7|seven) days(?: a week)?)\b"), "24/7"),
+    (re.compile(r"\b(?:a)?round[- ]the[- ]clock\b"), "24/7"),
+    (re.compile(r"\bo['\u2019]clock\b"), "oclock"),
+    (re.compile(r"\bu\.?s\.? ?\$"), "$"),
+    (re.compile(r"\b(?:an?|one) ([^\W\d_]+) and a half\b"), r"1.5 \1s"),
+)
+
+
+def fold(question: str) -> str:
+    """One case, one form of each letter and digit, and single spellings of what is written with dots and blanks."""
+    if question.isascii():
+        text = question.lower()
+    else:
+        split = _VULGAR.sub(lambda sign: " " + unicodedata.normalize("NFKC", sign[0]), question)
+        text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", split).casefold())
+        text = "".join(str(unicodedata.decimal(sign)) if sign.isdecimal() else sign for sign in text)
+        text = text.replace("\u2044", "/").replace("\u2212", "-").replace("\u2019", "'")
+    if ".m" in text or ". m" in text:
+        text = _HALF_OF_DAY.sub(r"\1m", text)
+    for pattern, spelling in _PHRASES:
+        text = pattern.sub(spelling, text)
+    return text
+
+
+_TOKEN = re.compile(
+    r"""
+    (?P<word>[^\W\d_]+(?:'[^\W\d_]+)?)  # first, since most are
+    |(?P<date>(?<![\d.,])(?:\d{4}(?P<dash>[-/.])\d{1,2}(?P=dash)\d{1,2}|\d{1,2}(?P<slash>[-/.])\d{1,2}(?P=slash)\d{4}|\d{1,2}/\d{1,2}/\d\d)(?![\d/]))
+    |(?P<phone>(?<![\w.,/-])\+?(?:\d{1,3}[ .-]?)?(?:\(\d{2,5}\)|\d{3,5})[ .-]\d{3,4}[ .-]\d{3,4}(?![\w,/-]|\.\d)
+        |(?<![\w.,/-])\d{3}-\d{4}(?![\w,/-]|\.\d)|(?<![\w.,/-])(?:\d{4}[ -]){3}\d{4}(?!\w))
+    |(?P<time>(?<![\d:.])\d{1,2}:\d\d(?::\d\d)?(?![\d:]))
+    |(?P<fraction>(?<![\w.,/-])\d{1,3}/\d{1,3}(?![\w/]))
+    |(?P<number>(?:(?<![\w.,)-])-)?\d+(?:[.,]\d+)*)
+    |(?P<mark>[%$\u20ac\u00a3\u00a5\u20b9\u20a9\u20bd\u00b0\u00a2\u00d7\u00f7+*/'"\u2013\u2014-])
+    """,
+    re.VERBOSE,
+)
+
+_SMALL: Mapping[str, int] = {
+    word: number
+    for number, words in enumerate(
+        "one first|two second|three third|four fourth|five fifth|six sixth|seven seventh|eight eighth|nine ninth|"
+        "ten tenth|eleven eleventh|twelve twelfth|thirteen thirteenth|fourteen fourteenth|fifteen fifteenth|"
+        "sixteen sixteenth|seventeen seventeenth|eighteen eighteenth|nineteen nineteenth".split("|"),
+        start=1,
+    )
+    for word in words.split()
+}
+_TENS: Mapping[str, int] = {
+    word: 10 * number
+    for number, words in enumerate(
+        "twenty twentieth|thirty thirtieth|forty fortieth|fifty fiftieth|sixty sixtieth|seventy seventieth|"
+        "eighty eightieth|ninety ninetieth".split("|"),
+        start=2,
+    )
+    for word in words.split()
+}
+_SCALES: Mapping[str, int] = {
+    "thousand": 1_000,
+    "grand": 1_000,
+    "lakh": 100_000,
+    "lakhs": 100_000,
+    "lac": 100_000,
+    "million": 1_000_000,
+    "mn": 1_000_000,
+    "mio": 1_000_000,
+    "crore": 10_000_000,
+    "crores": 10_000_000,
+    "billion": 1_000_000_000,
+    "bn": 1_000_000_000,
+    "trillion": 1_000_000_000_000,
+}
+_ALONE = frozenset({"thousand", "million", "billion", "trillion", "lakh", "crore"})  # scales that start a number
+_GLUED = {"k": 1_000, "m": 1_000_000, "b": 1_000_000_000}  # 15k; m and b after money only
+_DECADES = {
+    word: f"19{ten}0s"
+    for ten, word in enumerate("thirties forties fifties sixties seventies eighties nineties".split(), start=3)
+}
+_TIMES = {"once": "1", "single": "1", "twice": "2", "double": "2", "doubled": "2", "thrice": "3", "triple": "3"}
+_SIGNS = {"+": "+", "plus": "+", "*": "*", "\u00d7": "*", "\u00f7": "/", "minus": "-"}
+_MONTHS: Mapping[str, int] = {
+    name: number
+    for number, names in enumerate(
+        "january jan|february feb|march mar|april apr|may|june jun|july jul|august aug|"
+        "september sept sep|october oct|november nov|december dec".split("|"),
+        start=1,
+    )
+    for name in names.split()
+}
+# "What are five reasons", "name three ways": how many is a wish, where "I need five tickets" is an order.
+_LISTING = frozenset({"are", "were", "the", "your", "name", "list", "these", "those"})
+LONGEST_LIST = 20
+_SUPERLATIVE = re.compile(r"best|most|top|favou?rite|[^\W\d_]{3,}est")
+
+# Roman numerals that are no words in any case: "World War II", "Henry VIII". VI and XI are names, XX is no number.
+_ROMAN: Mapping[str, str] = {
+    roman: str(number)
+    for roman, number in zip(
+        "ii iii iv vii viii ix xii xiii xiv xv xvi xvii xviii xix".split(),
+        (2, 3, 4, 7, 8, 9, 12, 13, 14, 15, 16, 17, 18, 19),
+        strict=True,
+    )
+}
+_LETTERS = {"v": "5", "x": "10", "vi": "6", "xi": "11"}
+_BEFORE_I = frozenset({"war", "type", "phase", "part", "grade", "stage", "class", "level", "chapter", "volume"})
+_GROUPED = re.compile(r"-?\d{1,3}(?:,\d{2,3})*,\d{3}(?:\.\d+)?")  # 1,000 and 12,34,567.89
+LONGEST_AMOUNT = 18  # digits; more are a code, and are never rounded
+_PLAIN = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?")
+
+
+def _figures(tokens: Sequence[Token]) -> Iterator[Figure]:
+    at = 0
+    while at < len(tokens):
+        token = tokens[at]
+        if token.kind == "word":
+            if token.text not in _OPENING:
+                at += 1
+                continue
+            figures, after = _from_word(tokens, at)
+        elif token.kind == "number":
+            figures, after = _from_digits(tokens, at)
+        elif token.kind == "time":
+            figures, after = _from_time(tokens, at)
+        elif token.kind == "mark":
+            figures, after = _from_mark(tokens, at), at + 1
+        else:
+            figures, after = _CODES[token.kind](token.text), at + 1
+        yield from figures
+        at = after
+
+
+def _from_word(tokens: Sequence[Token], at: int) -> tuple[Sequence[Figure], int]:
+    word = tokens[at].text
+    if word in _SMALL or word in _TENS or word in _ALONE or word in ("hundred", "dozen", "half"):
+        return _spoken_figure(tokens, at)
+    if word in _TIMES and _word(tokens, at - 1) not in ("than", "at"):  # more than once, at once
+        return [Figure(_TIMES[word], Role.TIMES)], at + 1
+    if word in _ROMAN:
+        return [Figure(_ROMAN[word])], at + 1
+    if word in _LETTERS:
+        return [Figure(_LETTERS[word], Role.LETTER)], at + 1
+    if word in _MONTHS:
+        near = {
+            _kind(tokens, at - 1),
+            _kind(tokens, at + 1),
+            _kind(tokens, at - 2) if _word(tokens, at - 1) == "of" else "",
+        }
+        ordinal = _word(tokens, at + 1) in _SMALL or _word(tokens, at - 1) in {"of", *_SMALL}
+        return [Figure(str(_MONTHS[word]), Role.MONTH)] if "number" in near or ordinal else [], at + 1
+    if word in ("minus", "plus"):
+        number = _kind(tokens, at + 1) == "number"
+        spoken = _word(tokens, at + 1) in _SMALL or _word(tokens, at + 1) in _TENS
+        if word == "minus" and _kind(tokens, at - 1) != "number" and (number or spoken):
+            figures, after = (_from_digits if number else _spoken_figure)(tokens, at + 1)
+            return [each._replace(value="-" + each.value, role=Role.COUNTS, also=None) for each in figures], after
+        return [Figure(_SIGNS[word], Role.SIGN)], at + 1
+    if word in _FIXED:
+        return [_FIXED[word]], at + 1
+    if word == "i" and _word(tokens, at - 1) in _BEFORE_I:
+        return [Figure("1", Role.MAYBE)], at + 1
+    if word in ("couple", "pair") and _word(tokens, at + 1) == "of":
+        return [Figure("2", Role.MAYBE)], at + 1
+    if word == "zero":
+        if _word(tokens, at - 1) == "below":
+            return [Figure("below zero")], at + 1
+        return [Figure("0", Role.MAYBE)], at + 1
+    return (), at + 1
+
+
+_FIXED = {
+    "noon": Figure("12", also="12:00"),
+    "midday": Figure("12", also="12:00"),
+    "midnight": Figure("midnight", also="00:00"),
+    **{word: Figure(decade, also=decade) for word, decade in _DECADES.items()},
+}
+
+
+def _spoken_figure(tokens: Sequence[Token], at: int) -> tuple[Sequence[Figure], int]:
+    word = tokens[at].text
+    value, after = _spoken(tokens, at)
+    if after == at + 1:
+        if word == "second" and _is_time(_word(tokens, at - 1), _word(tokens, at + 1)):
+            return (), after
+        if word == "first":
+            return [Figure("1", Role.MAYBE)], after
+        if word == "one":
+            figures, after = _finished(tokens, at, "1", value, after)
+            return [each._replace(role=Role.MAYBE) for each in figures], after
+    return _finished(tokens, at, _plain(value), value, after)
+
+
+def _is_time(before: str, behind: str) -> bool:
+    """Whether "second" is sixty to the minute, or of "second hand", and not the one after the first."""
+    return (
+        before in ("per", "split", "every", "each", "any")
+        or behind == "hand"
+        or (before in ("a", "one") and behind in ("", "ago"))
+    )
+
+
+def _spoken(tokens: Sequence[Token], at: int) -> tuple[Decimal, int]:
+    """A number of words, or of digits with words after them: "three hundred and six", "4.1 billion", "half a dozen"."""
+    total, current, least = Decimal(0), Decimal(0), None
+    begun = at
+    while at < len(tokens):
+        word = tokens[at].text
+        if at > begun and word == "and" and _may_follow(tokens, at + 1, current, total):
+            at += 1
+            word = tokens[at].text
+        elif at > begun and word == "-" and _may_follow(tokens, at + 1, current, total):
+            at += 1
+            word = tokens[at].text
+        if word in _SMALL or word in _TENS:
+            small = _SMALL.get(word) or _TENS[word]
+            if current in (18, 19, 20) and total == 0 and small >= 10:  # a year: nineteen eighty
+                current = current * 100 + small
+            elif at == begun or _may_follow(tokens, at, current, total):
+                current += small
+            else:
+                break
+        elif word == "hundred" and current < 100:
+            current = max(current, Decimal(1)) * 100
+        elif word == "dozen" and total == 0 and current < 100:
+            return max(current, Decimal(1)) * 12, at + 1
+        elif word in _SCALES and (current or at == begun) and (least is None or _SCALES[word] < least):
+            least = _SCALES[word]
+            total += max(current, Decimal(1)) * least
+            current = Decimal(0)
+        elif word == "half" and at == begun:
+            if _word(tokens, at + 1) == "a" and _word(tokens, at + 2) == "dozen":
+                return Decimal(6), at + 3
+            return Decimal("0.5"), at + 1
+        else:
+            break
+        at += 1
+    value = total + current
+    if [_word(tokens, at + step) for step in range(3)] == ["and", "a", "half"]:
+        return value + Decimal("0.5"), at + 3
+    return value, at
+
+
+def _may_follow(tokens: Sequence[Token], at: int, current: Decimal, total: Decimal) -> bool:
+    """Whether the next word belongs to the same number ("twenty", "five") or starts another ("two", "three")."""
+    word = _word(tokens, at)
+    if word in _SMALL:
+        value = _SMALL[word]
+        if value >= 10:
+            return current % 100 == 0 and current + total > 0
+        return current + total > 0 and current % 10 == 0 and current % 100 != 10
+    return word in _TENS and current % 100 == 0 and current + total > 0
+
+
+def _from_digits(tokens: Sequence[Token], at: int) -> tuple[Sequence[Figure], int]:
+    token = tokens[at]
+    text = token.text
+    if text[0] == "-" and _kind(tokens, at - 1) == "number":
+        text = text[1:]  # "3 -5" is a range
+    if _GROUPED.fullmatch(text):
+        text = text.replace(",", "")
+    elif "," in text:  # a list, or a comma for a point: both parts are told apart
+        return [Figure(_code(part)) for part in text.split(",") if part], at + 1
+    if not _PLAIN.fullmatch(text) or len(text) > LONGEST_AMOUNT:  # a version, a code with a zero before it
+        return [Figure(text)], at + 1
+    value, after = Decimal(text), at + 1
+    following = tokens[after] if after < len(tokens) else None
+    glued = following.text if following is not None and following.start == token.end else ""
+    if (glued or _word(tokens, after)) == "k" or (glued in _GLUED and _money_before(tokens, at)):
+        value *= _GLUED[glued or "k"]
+        return _finished(tokens, at, _plain(value), value, after + 1)
+    if following is not None and following.kind == "fraction" and "." not in text:
+        part = _fraction(following.text)
+        if part is not None:
+            return _finished(tokens, at, _plain(value + part), value + part, after + 1)
+    if glued == "s" and text.endswith("0"):
+        if len(text) == 4:
+            return [Figure(text + "s", also=text + "s")], after + 1
+        if len(text) == 2 and text >= "30":
+            return [Figure(text, also=f"19{text}s")], after + 1
+    if following is not None and (following.text in _SCALES or following.text in ("hundred", "dozen")):
+        value, after = _scaled(tokens, after, value)
+        return _finished(tokens, at, _plain(value), value, after)
+    if [_word(tokens, after + step) for step in range(3)] == ["and", "a", "half"]:
+        return _finished(tokens, at, _plain(value + Decimal("0.5")), value + Decimal("0.5"), after + 3)
+    return _finished(tokens, at, _code(text), value, after)
+
+
+def _scaled(tokens: Sequence[Token], at: int, value: Decimal) -> tuple[Decimal, int]:
+    while (word := _word(tokens, at)) in _SCALES or word in ("hundred", "dozen"):
+        value *= _SCALES.get(word) or {"hundred": 100, "dozen": 12}[word]
+        at += 1
+    return value, at
+
+
+def _finished(tokens: Sequence[Token], at: int, text: str, value: Decimal, after: int) -> tuple[Sequence[Figure], int]:
+    """A number with what stands beside it: a unit, a half of the day, "times", "top", a month."""
+    word = _word(tokens, after)
+    if word in ("st", "nd", "rd", "th") and tokens[after].start == tokens[after - 1].end:
+        after += 1
+        word = _word(tokens, after)
+    if word in ("am", "pm"):
+        return [Figure(text, also=_clock(text, "00", word))], after + 1
+    if word == "times":
+        if _kind(tokens, after + 1) == "number":
+            return [Figure(text), Figure("*", Role.SIGN)], after + 1
+        if value <= 3:
+            return [Figure(text, Role.TIMES)], after + 1
+    before = _word(tokens, at - 1)
+    if before in ("top", "best") or _SUPERLATIVE.fullmatch(word):
+        return [Figure(text, Role.LENGTH)], after
+    measure, beyond = _measure(tokens, at, after)
+    if measure is None:
+        is_list = before in _LISTING and value <= LONGEST_LIST and word.endswith("s")
+        return [Figure(text, Role.LENGTH if is_list else Role.COUNTS, thing=word)], after
+    text = _plain(value) if measure.kind == "currency" else text
+    if measure.size is None:
+        return [Figure(text, measure=measure, thing=word)], beyond
+    size = value * measure.size
+    rest, end = _smaller_part(tokens, beyond, measure)
+    if rest is not None:  # 1 hour 30 minutes
+        size += rest
+        text, beyond = f"{_plain(size)} {measure.kind}", end
+    return [Figure(text, measure=measure, also=f"{_plain(size)} {measure.kind}", thing=word)], beyond
+
+
+def _smaller_part(tokens: Sequence[Token], at: int, measure: Measure) -> tuple[Decimal | None, int]:
+    """The size of what goes on from 1 hour with 30 minutes, from 5 feet with 10 inches."""
+    if _word(tokens, at) == "and":
+        at += 1
+    part = BESIDE_A_NUMBER.get(_word(tokens, at + 1))
+    if _kind(tokens, at) == "number" and part and part.kind == measure.kind and _is_smaller(part, measure):
+        (figure, *_), end = _from_digits(tokens, at)
+        if figure.measure == part and figure.also:
+            return Decimal(figure.also.split()[0]), end
+    return None, at
+
+
+def _is_smaller(part: Measure, whole: Measure) -> bool:
+    return part.size is not None and whole.size is not None and part.size < whole.size
+
+
+def _measure(tokens: Sequence[Token], at: int, after: int) -> tuple[Measure | None, int]:
+    """The unit of the number at `at`, which ends before `after`, and where what follows it begins."""
+    if _money_before(tokens, at):
+        return ANYWHERE[_word(tokens, at - 1)], after
+    word = _word(tokens, after)
+    if word == "-" or (word in ("a", "an", "of") and tokens[at].text == "half"):
+        after += 1
+        word = _word(tokens, after)
+    if word in ("\u00b0", "degree", "degrees"):
+        scale = {"c": "celsius", "f": "fahrenheit", "k": "kelvin"}.get(
+            _word(tokens, after + 1), _word(tokens, after + 1)
+        )
+        if scale in ANYWHERE and ANYWHERE[scale].kind == "temperature":
+            return ANYWHERE[scale], after + 2
+    if word in ("c", "f") and tokens[after].start == tokens[after - 1].end:
+        return ANYWHERE[{"c": "celsius", "f": "fahrenheit"}[word]], after + 1
+    if word in ("pound", "pounds"):
+        return POUND, after + 1
+    measure = BESIDE_A_NUMBER.get(word)
+    return measure, after + (measure is not None)
+
+
+def _money_before(tokens: Sequence[Token], at: int) -> bool:
+    measure = ANYWHERE.get(_word(tokens, at - 1))
+    return measure is not None and measure.kind == "currency"
+
+
+def _from_time(tokens: Sequence[Token], at: int) -> tuple[Sequence[Figure], int]:
+    hour, _, rest = tokens[at].text.partition(":")
+    half = _word(tokens, at + 1)
+    short = hour.lstrip("0") or "0"
+    value = short if rest == "00" else f"{short}:{rest}"
+    if half in ("am", "pm"):
+        return [Figure(value, also=_clock(hour, rest, half))], at + 2
+    certain = len(hour) == 2 and (int(hour) > 12 or hour[0] == "0")
+    return [Figure(value, also=f"{hour}:{rest}" if certain else None)], at + 1
+
+
+def _clock(hour: str, rest: str, half: str) -> str | None:
+    if len(hour) > 2 or not hour.isdecimal() or not 1 <= int(hour) <= 12:
+        return None
+    return f"{int(hour) % 12 + 12 * (half == 'pm'):02d}:{rest}"
+
+
+def _from_mark(tokens: Sequence[Token], at: int) -> Sequence[Figure]:
+    sign = _SIGNS.get(tokens[at].text)
+    between = _kind(tokens, at - 1) == "number" and _kind(tokens, at + 1) == "number"
+    spaced = between and tokens[at - 1].end < tokens[at].start < tokens[at + 1].start - 1
+    if between and (sign or (spaced and tokens[at].text == "-")):
+        return [Figure(sign or "-", Role.SIGN)]
+    return ()
+
+
+def calendar_date(text: str) -> tuple[int, int, int] | None:
+    """Year, month and day of a date in digits; None where day and month may be the other way round."""
+    first, second, third = (int(part) for part in re.split("[-/.]", text))
+    if first > 31:
+        return first, second, third
+    year = third if third > 99 else 2000 + third
+    if first > 12 or first == second:
+        return year, second, first
+    return (year, first, second) if second > 12 else None
+
+
+def _from_date(text: str) -> Sequence[Figure]:
+    date = calendar_date(text)
+    if date is None:
+        return [Figure("/".join(part.lstrip("0") for part in re.split("[-/.]", text)))]
+    year, month, day = map(str, date)
+    return [Figure(year), Figure(month, Role.MONTH), Figure(day)]
+
+
+def _from_phone(text: str) -> Sequence[Figure]:
+    return [Figure("".join(filter(str.isdecimal, text)))]
+
+
+def _from_fraction(text: str) -> Sequence[Figure]:
+    value = _fraction(text)
+    return [Figure(text if value is None else _plain(value))]
+
+
+def _fraction(text: str) -> Decimal | None:
+    """The value of 1/2, and None for what is a date or a name: 9/11, 24/7, 2/4."""
+    above, below = map(int, text.split("/"))
+    if 0 < above < below <= 16 and gcd(above, below) == 1 and (above, below) != (9, 11):
+        return (Decimal(above) / Decimal(below)).quantize(Decimal("0.0001")).normalize()
+    return None
+
+
+# Every word that says something of numbers, so that all others are passed over at once.
+_OPENING = frozenset(
+    {"hundred", "dozen", "half", "minus", "plus", "i", "couple", "pair", "zero"}
+    | _SMALL.keys()
+    | _TENS.keys()
+    | _ALONE
+    | _TIMES.keys()
+    | _ROMAN.keys()
+    | _LETTERS.keys()
+    | _MONTHS.keys()
+    | _FIXED.keys()
+)
+_CODES = {"date": _from_date, "phone": _from_phone, "fraction": _from_fraction}
+
+
+def _code(text: str) -> str:
+    """5.0 is 5, but 3.10 is not 3.1, which may be versions."""
+    whole, _, part = text.partition(".")
+    return text if part.strip("0") else (whole if _PLAIN.fullmatch(whole) else text)
+
+
+def _plain(value: Decimal) -> str:
+    return format(value.normalize(), "f")
+
+
+def _kind(tokens: Sequence[Token], at: int) -> str:
+    return tokens[at].kind if 0 <= at < len(tokens) else ""
+
+
+def _word(tokens: Sequence[Token], at: int) -> str:
+    return tokens[at].text if 0 <= at < len(tokens) else ""
