@@ -47,7 +47,8 @@ def _seconds(value: object) -> object:
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=0, le=65535)]  # 0: any free port, printed at the start
 Guard = Literal["numbers", "negation", "entities", "units", "code", "language"]
-GUARDS_BUILT: frozenset[Guard] = frozenset({"numbers"})  # the others are accepted, named by `check`, and come later
+# The others are accepted, named by `check`, and come later.
+GUARDS_BUILT: frozenset[Guard] = frozenset({"numbers", "units"})
 
 
 class _Section(BaseModel):

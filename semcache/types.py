@@ -38,7 +38,9 @@ class Reason(StrEnum):
 
     NO_ENTRY = "no-entry"  # nothing stored in this partition, or nothing near
     BELOW_THRESHOLD = "below-threshold"  # something near, not near enough
+    FEEDBACK = "feedback"  # near enough, but called wrong: for this question, or for others as near as this
     GUARD_NUMBER = "guard-number"  # near enough, but the numbers differ
+    GUARD_UNIT = "guard-unit"  # ... the units or currencies differ
     EXPLORING = "exploring"  # would have been a hit; forwarded to compare (shadow mode)
     TOOLS = "tools"  # exact tier only, and no exact entry: the request declares tools
     SAMPLING = "sampling"  # ... it asks for more randomness than the operator lets the cache hide, or for n > 1
@@ -271,6 +273,41 @@ class Finding(NamedTuple):
     vector: Vector | None = None  # of the question, to be stored with a fresh answer: nothing is embedded twice
 
 
+class Said(StrEnum):
+    """A caller's word on a hit."""
+
+    WRONG = "wrong"
+    RIGHT = "right"
+
+
+class Effect(StrEnum):
+    """What a caller's word on a hit has done."""
+
+    QUARANTINED = "quarantined"  # the entry answers this question no more
+    TIGHTENED = "tightened"  # ... and others only where they are nearer to it than those that were called wrong
+    REMOVED = "removed"  # an exact hit: the entry is gone, since it was wrong for everybody who asks this
+    RECORDED = "recorded"  # it is evidence, and changes nothing yet
+    GONE = "gone"  # the entry, or the answer it had, has left in the meantime
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """What a caller said of a hit. Keys and ids, no text."""
+
+    said: Said
+    entry_id: str
+    entry_key: bytes  # the entry's exact key, which its successors have too
+    asked: bytes  # the exact key of what was asked: equal to it for an exact hit
+    similarity: float
+    tenant: str
+    request_id: str
+    at: float  # unix seconds
+
+    @property
+    def is_exact(self) -> bool:
+        return self.asked == self.entry_key
+
+
 @dataclass(slots=True)
 class Outcome:
     """Everything telemetry, usage and audit tell about one request. Filled along the way, read once at the end."""
@@ -282,6 +319,7 @@ class Outcome:
     tier: Tier | None = None
     similarity: float | None = None  # of the match served, or of the best candidate seen
     entry_id: str | None = None
+    entry_key: bytes | None = None  # its exact key; feedback needs it
     ttl_left_s: float | None = None
     age_s: float | None = None
     collapsed: bool = False
@@ -299,6 +337,7 @@ class Outcome:
     error: str | None = None  # the class of our own error, never request text
     truncated: bool = False  # the client got a visibly cut answer, or left before its end
     question: str | None = None  # filled only where the operator has prompts logged
+    feedback: Mapping[str, str] | None = None  # this was no question, but a word on an earlier hit: what it said
     usage: Usage | None = None  # of the answer delivered
     bytes_out: int = 0
     phases_ms: dict[str, float] = field(default_factory=dict)  # embed, search, verify, fetch, store, ...

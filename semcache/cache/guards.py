@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from semcache.cache.guard_numbers import numbers_differ
+from semcache.cache.guard_units import units_differ
 from semcache.types import Reason
 
 Guard = Callable[[str, str], bool]  # (question asked, question stored) -> True to veto
@@ -17,6 +18,7 @@ Guard = Callable[[str, str], bool]  # (question asked, question stored) -> True 
 # The setting's name -> what it does, and the reason a veto is given.
 GUARDS: Mapping[str, tuple[Guard, Reason]] = {
     "numbers": (numbers_differ, Reason.GUARD_NUMBER),
+    "units": (units_differ, Reason.GUARD_UNIT),
 }
 
 
