@@ -46,9 +46,9 @@ def _seconds(value: object) -> object:
 
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=0, le=65535)]  # 0: any free port, printed at the start
-Guard = Literal["numbers", "negation", "entities", "units", "code", "language"]
+Guard = Literal["numbers", "negation", "entities", "units", "dates", "code", "language"]
 # The others are accepted, named by `check`, and come later.
-GUARDS_BUILT: frozenset[Guard] = frozenset({"numbers", "units"})
+GUARDS_BUILT: frozenset[Guard] = frozenset({"numbers", "units", "dates"})
 
 
 class _Section(BaseModel):
@@ -147,7 +147,7 @@ class Match(_Section):
     mode: Literal["serve", "shadow", "off"] = "serve"  # shadow: look up, forward all the same, compare
     threshold: float = Field(default=0.90, ge=0, le=1)  # cosine; see docs for the error rates of each value
     max_error: None = None  # an error bound learned from evidence comes later
-    guards: tuple[Guard, ...] = ("numbers", "negation", "entities", "units", "code", "language")
+    guards: tuple[Guard, ...] = ("numbers", "negation", "entities", "units", "dates", "code", "language")
     reranker: None = None  # comes later
     neighbours: int = Field(
         default=4, ge=1, le=64

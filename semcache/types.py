@@ -41,6 +41,7 @@ class Reason(StrEnum):
     FEEDBACK = "feedback"  # near enough, but called wrong: for this question, or for others as near as this
     GUARD_NUMBER = "guard-number"  # near enough, but the numbers differ
     GUARD_UNIT = "guard-unit"  # ... the units or currencies differ
+    GUARD_DATE = "guard-date"  # ... the dates, or the times from today, differ
     EXPLORING = "exploring"  # would have been a hit; forwarded to compare (shadow mode)
     TOOLS = "tools"  # exact tier only, and no exact entry: the request declares tools
     SAMPLING = "sampling"  # ... it asks for more randomness than the operator lets the cache hide, or for n > 1

@@ -55,6 +55,9 @@ DIFFERENT = [
     ("Booked for 2024-05-01", "Booked for 2024-06-01", "dates in digits"),
     ("Booked for 03/04/2024", "Booked for 3 April 2024", "the day first or the month: doubt"),
     ("Music of the 80s", "Music of the 90s", "decades"),
+    ("I want three tickets for 9 March", "I want tickets for 9 March", "March is no three"),
+    ("The most popular sport", "The second most popular sport", "a place in a list is not its length"),
+    ("Is the 6th free?", "Is the 7th free?", "nor is a day"),
     ("The iPhone 14 with 128 GB", "The iPhone 14 with 256 GB", "one of two numbers"),
     ("Run for 1 hour 30 minutes", "Run for 1 hour 20 minutes", "an amount in two units"),
 ]

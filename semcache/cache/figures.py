@@ -99,7 +99,7 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 
-_SMALL: Mapping[str, int] = {
+SMALL: Mapping[str, int] = {
     word: number
     for number, words in enumerate(
         "one first|two second|three third|four fourth|five fifth|six sixth|seven seventh|eight eighth|nine ninth|"
@@ -109,7 +109,7 @@ _SMALL: Mapping[str, int] = {
     )
     for word in words.split()
 }
-_TENS: Mapping[str, int] = {
+TENS: Mapping[str, int] = {
     word: 10 * number
     for number, words in enumerate(
         "twenty twentieth|thirty thirtieth|forty fortieth|fifty fiftieth|sixty sixtieth|seventy seventieth|"
@@ -118,6 +118,7 @@ _TENS: Mapping[str, int] = {
     )
     for word in words.split()
 }
+_ORDINALS = frozenset(word for word in (*SMALL, *TENS) if word.endswith("th") or word in ("first", "second", "third"))
 _SCALES: Mapping[str, int] = {
     "thousand": 1_000,
     "grand": 1_000,
@@ -131,6 +132,7 @@ _SCALES: Mapping[str, int] = {
     "crores": 10_000_000,
     "billion": 1_000_000_000,
     "bn": 1_000_000_000,
+    "bil": 1_000_000_000,
     "trillion": 1_000_000_000_000,
 }
 _ALONE = frozenset({"thousand", "million", "billion", "trillion", "lakh", "crore"})  # scales that start a number
@@ -141,7 +143,7 @@ _DECADES = {
 }
 _TIMES = {"once": "1", "single": "1", "twice": "2", "double": "2", "doubled": "2", "thrice": "3", "triple": "3"}
 _SIGNS = {"+": "+", "plus": "+", "*": "*", "\u00d7": "*", "\u00f7": "/", "minus": "-"}
-_MONTHS: Mapping[str, int] = {
+MONTHS: Mapping[str, int] = {
     name: number
     for number, names in enumerate(
         "january jan|february feb|march mar|april apr|may|june jun|july jul|august aug|"
@@ -151,8 +153,8 @@ _MONTHS: Mapping[str, int] = {
     for name in names.split()
 }
 # "What are five reasons", "name three ways": how many is a wish, where "I need five tickets" is an order.
-_LISTING = frozenset({"are", "were", "the", "your", "name", "list", "these", "those"})
-LONGEST_LIST = 20
+_LISTING = frozenset({"are", "were", "the", "your", "name", "list", "these", "those", "best"})
+LONGEST_LIST = 100
 _SUPERLATIVE = re.compile(r"best|most|top|favou?rite|[^\W\d_]{3,}est")
 
 # Roman numerals that are no words in any case: "World War II", "Henry VIII". VI and XI are names, XX is no number.
@@ -194,7 +196,7 @@ def _figures(tokens: Sequence[Token]) -> Iterator[Figure]:
 
 def _from_word(tokens: Sequence[Token], at: int) -> tuple[Sequence[Figure], int]:
     word = tokens[at].text
-    if word in _SMALL or word in _TENS or word in _ALONE or word in ("hundred", "dozen", "half"):
+    if word in SMALL or word in TENS or word in _ALONE or word in ("hundred", "dozen", "half"):
         return _spoken_figure(tokens, at)
     if word in _TIMES and _word(tokens, at - 1) not in ("than", "at"):  # more than once, at once
         return [Figure(_TIMES[word], Role.TIMES)], at + 1
@@ -202,17 +204,17 @@ def _from_word(tokens: Sequence[Token], at: int) -> tuple[Sequence[Figure], int]
         return [Figure(_ROMAN[word])], at + 1
     if word in _LETTERS:
         return [Figure(_LETTERS[word], Role.LETTER)], at + 1
-    if word in _MONTHS:
+    if word in MONTHS:
         near = {
             _kind(tokens, at - 1),
             _kind(tokens, at + 1),
             _kind(tokens, at - 2) if _word(tokens, at - 1) == "of" else "",
         }
-        ordinal = _word(tokens, at + 1) in _SMALL or _word(tokens, at - 1) in {"of", *_SMALL}
-        return [Figure(str(_MONTHS[word]), Role.MONTH)] if "number" in near or ordinal else [], at + 1
+        ordinal = _word(tokens, at + 1) in SMALL or _word(tokens, at - 1) in {"of", *SMALL}
+        return [Figure(str(MONTHS[word]), Role.MONTH)] if "number" in near or ordinal else [], at + 1
     if word in ("minus", "plus"):
         number = _kind(tokens, at + 1) == "number"
-        spoken = _word(tokens, at + 1) in _SMALL or _word(tokens, at + 1) in _TENS
+        spoken = _word(tokens, at + 1) in SMALL or _word(tokens, at + 1) in TENS
         if word == "minus" and _kind(tokens, at - 1) != "number" and (number or spoken):
             figures, after = (_from_digits if number else _spoken_figure)(tokens, at + 1)
             return [each._replace(value="-" + each.value, role=Role.COUNTS, also=None) for each in figures], after
@@ -273,8 +275,8 @@ def _spoken(tokens: Sequence[Token], at: int) -> tuple[Decimal, int]:
         elif at > begun and word == "-" and _may_follow(tokens, at + 1, current, total):
             at += 1
             word = tokens[at].text
-        if word in _SMALL or word in _TENS:
-            small = _SMALL.get(word) or _TENS[word]
+        if word in SMALL or word in TENS:
+            small = SMALL.get(word) or TENS[word]
             if current in (18, 19, 20) and total == 0 and small >= 10:  # a year: nineteen eighty
                 current = current * 100 + small
             elif at == begun or _may_follow(tokens, at, current, total):
@@ -305,12 +307,12 @@ def _spoken(tokens: Sequence[Token], at: int) -> tuple[Decimal, int]:
 def _may_follow(tokens: Sequence[Token], at: int, current: Decimal, total: Decimal) -> bool:
     """Whether the next word belongs to the same number ("twenty", "five") or starts another ("two", "three")."""
     word = _word(tokens, at)
-    if word in _SMALL:
-        value = _SMALL[word]
+    if word in SMALL:
+        value = SMALL[word]
         if value >= 10:
             return current % 100 == 0 and current + total > 0
         return current + total > 0 and current % 10 == 0 and current % 100 != 10
-    return word in _TENS and current % 100 == 0 and current + total > 0
+    return word in TENS and current % 100 == 0 and current + total > 0
 
 
 def _from_digits(tokens: Sequence[Token], at: int) -> tuple[Sequence[Figure], int]:
@@ -356,8 +358,10 @@ def _scaled(tokens: Sequence[Token], at: int, value: Decimal) -> tuple[Decimal, 
 
 def _finished(tokens: Sequence[Token], at: int, text: str, value: Decimal, after: int) -> tuple[Sequence[Figure], int]:
     """A number with what stands beside it: a unit, a half of the day, "times", "top", a month."""
-    word = _word(tokens, after)
-    if word in ("st", "nd", "rd", "th") and tokens[after].start == tokens[after - 1].end:
+    word, last = _word(tokens, after), tokens[after - 1]
+    is_ordinal = last.text in _ORDINALS
+    if word in ("st", "nd", "rd", "th") and tokens[after].start == last.end:
+        is_ordinal = True
         after += 1
         word = _word(tokens, after)
     if word in ("am", "pm"):
@@ -367,13 +371,10 @@ def _finished(tokens: Sequence[Token], at: int, text: str, value: Decimal, after
             return [Figure(text), Figure("*", Role.SIGN)], after + 1
         if value <= 3:
             return [Figure(text, Role.TIMES)], after + 1
-    before = _word(tokens, at - 1)
-    if before in ("top", "best") or _SUPERLATIVE.fullmatch(word):
-        return [Figure(text, Role.LENGTH)], after
     measure, beyond = _measure(tokens, at, after)
     if measure is None:
-        is_list = before in _LISTING and value <= LONGEST_LIST and word.endswith("s")
-        return [Figure(text, Role.LENGTH if is_list else Role.COUNTS, thing=word)], after
+        is_wish = not is_ordinal and value <= LONGEST_LIST and _is_wish(_word(tokens, at - 1), word)
+        return [Figure(text, Role.LENGTH if is_wish else Role.COUNTS, thing=word)], after
     text = _plain(value) if measure.kind == "currency" else text
     if measure.size is None:
         return [Figure(text, measure=measure, thing=word)], beyond
@@ -383,6 +384,13 @@ def _finished(tokens: Sequence[Token], at: int, text: str, value: Decimal, after
         size += rest
         text, beyond = f"{_plain(size)} {measure.kind}", end
     return [Figure(text, measure=measure, also=f"{_plain(size)} {measure.kind}", thing=word)], beyond
+
+
+def _is_wish(before: str, behind: str) -> bool:
+    """Whether a number is how long a list shall be: "top 5", "the 10 best", "what are five reasons"."""
+    if before == "top" or _SUPERLATIVE.fullmatch(behind):
+        return True
+    return before in _LISTING and len(behind) > 3 and behind.endswith("s")
 
 
 def _smaller_part(tokens: Sequence[Token], at: int, measure: Measure) -> tuple[Decimal | None, int]:
@@ -493,13 +501,13 @@ def _fraction(text: str) -> Decimal | None:
 # Every word that says something of numbers, so that all others are passed over at once.
 _OPENING = frozenset(
     {"hundred", "dozen", "half", "minus", "plus", "i", "couple", "pair", "zero"}
-    | _SMALL.keys()
-    | _TENS.keys()
+    | SMALL.keys()
+    | TENS.keys()
     | _ALONE
     | _TIMES.keys()
     | _ROMAN.keys()
     | _LETTERS.keys()
-    | _MONTHS.keys()
+    | MONTHS.keys()
     | _FIXED.keys()
 )
 _CODES = {"date": _from_date, "phone": _from_phone, "fraction": _from_fraction}

@@ -10,6 +10,7 @@ from semcache.cache.measures import BESIDE_A_NUMBER, Measure
 
 # May be left out in one of two questions, but two of a kind must not be different.
 _ASIDE = (Role.TIMES, Role.LENGTH, Role.MONTH, Role.SIGN, Role.LETTER)
+_SAYING = frozenset({Role.MAYBE, Role.TIMES, Role.LENGTH, Role.LETTER})  # other ways to say a number
 _SINGLE = frozenset({"a", "an", "one", "single"})
 _YEARS = range(1900, 2100)
 
@@ -61,7 +62,7 @@ def _other_words(reading: Reading, values: Iterable[str]) -> dict[str, str]:
 def _is_said(value: str, own: Reading, other: Reading) -> bool:
     """Whether the other question says this number by a word that need not be one: "first", "a room", iPhone X."""
     ways = {value, *(figure.also for figure in own.figures if figure.value == value and figure.also)}
-    if any(figure.role is not Role.COUNTS and ways & {figure.value, figure.also} for figure in other.figures):
+    if any(figure.role in _SAYING and ways & {figure.value, figure.also} for figure in other.figures):
         return True
     if value != "1":
         return False

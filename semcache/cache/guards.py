@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+from semcache.cache.guard_dates import dates_differ
 from semcache.cache.guard_numbers import numbers_differ
 from semcache.cache.guard_units import units_differ
 from semcache.types import Reason
@@ -19,6 +20,7 @@ Guard = Callable[[str, str], bool]  # (question asked, question stored) -> True 
 GUARDS: Mapping[str, tuple[Guard, Reason]] = {
     "numbers": (numbers_differ, Reason.GUARD_NUMBER),
     "units": (units_differ, Reason.GUARD_UNIT),
+    "dates": (dates_differ, Reason.GUARD_DATE),
 }
 
 
