@@ -1,0 +1,83 @@
+"""VERIFY: one question affirms what the other denies, or asks for the opposite.
+
+Vetoed are a negation that only one of them has, opposites exchanged (enable and disable, before and after, men's and
+women's), and a word with a prefix of denial against the word without (install, uninstall). Two that cancel each other
+are content: "not independent" and "dependent".
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from semcache.cache.polarity import ENDINGS, NEGATIONS, Item, Polarity, are_alike, are_opposite, read_polarity
+from semcache.cache.words import stem
+
+
+def negation_differ(asked: str, stored: str) -> bool:
+    one, other = read_polarity(asked), read_polarity(stored)
+    if one == other:
+        return False
+    mine, theirs = _exchanged(one, other)
+    opposed = [(a.key, b.key) for a in mine for b in theirs if a.key != b.key and are_opposite(a, b)]
+    cancelled = sum(are_alike(a, b) for a in mine for b in theirs)
+    for left, right in ((one, other), (other, one)):
+        for base in _denied_by_affix(left.stems - right.stems, right.stems - left.stems, right.stems):
+            if base in right.negated:
+                cancelled += 1
+            else:
+                return True
+    if opposed:
+        # "not the correct amount", "the wrong amount"
+        is_even = len(opposed) == abs(one.negations - other.negations) == 1 and not cancelled
+        return not is_even or not _DENYING.isdisjoint(opposed[0])
+    return _negations_differ(one, other, cancelled)
+
+
+_SUFFIX = "less"
+_PREFIXES = ("un", "non", "dis", "in", "im", "ir", "il", "de", "mis", "anti")
+_SHORTEST = 3  # letters of a stem that a prefix is taken from
+
+# What says that something does not work as well as a negation does: "can't log in", "trouble logging in".
+_TROUBLE = frozenset(
+    map(
+        stem,
+        "fail failure issue problem trouble error decline reject broken wrong stuck lost missing pending refuse deny "
+        "impossible wait still block struggle difficulty lack bad poor poorly insufficient few only different".split(),
+    )
+)
+_DENYING = frozenset(map(stem, NEGATIONS))
+_ENDED = ENDINGS | frozenset(map(stem, "control overcome rid keep reduce help".split()))
+
+
+def _exchanged(one: Polarity, other: Polarity) -> tuple[list[Item], list[Item]]:
+    """The plain items that each has and the other lacks. Degrees are for guard_comparison.py."""
+    mine, theirs = Counter(one.items), Counter(other.items)
+    return [item for item in mine - theirs if not item.is_graded], [
+        item for item in theirs - mine if not item.is_graded
+    ]
+
+
+def _denied_by_affix(stems: frozenset[str], others: frozenset[str], near: frozenset[str]) -> list[str]:
+    """The words of `others` that stand in `stems` with an affix of denial; "in front" is not denied by "infront"."""
+    found = []
+    for word in stems:
+        if word.endswith(_SUFFIX):
+            found.append(word.removesuffix(_SUFFIX))
+        found += [word[len(prefix) :] for prefix in _PREFIXES if word.startswith(prefix) and prefix not in near]
+    return [base for base in found if len(base) >= _SHORTEST and base in others]
+
+
+def _negations_differ(one: Polarity, other: Polarity, cancelled: int) -> bool:
+    for left, right in ((one, other), (other, one)):
+        if left.endings and not right.endings and not right.stems & _ENDED and not right.negations:
+            return True
+    if one.negations == other.negations:
+        mine, theirs = set(one.negated) - set(other.negated), set(other.negated) - set(one.negated)
+        return bool(mine & other.stems and theirs & one.stems)  # "good but not cheap", "cheap but not good"
+    fewer, more = (one, other) if one.negations < other.negations else (other, one)
+    explained = cancelled + len((fewer.stems - more.stems) & _TROUBLE) + max(fewer.endings - more.endings, 0)
+    if not fewer.claims:
+        explained += max(more.complaints - fewer.complaints, 0)
+    # "I did not receive it, how do I cancel?", "How do I cancel?": what is denied is no part of the other question.
+    explained += sum(bool(word) and word not in fewer.stems for word in more.negated)
+    return more.negations - fewer.negations > explained

@@ -1,0 +1,190 @@
+"""VERIFY: the same words in other roles: from EUR to USD and from USD to EUR, who sued whom, to savings or from it.
+
+Two things are looked at. What stands after "from" in one question and after "to" in the other; and two parts that
+changed places around a word between them ("Does A follow B?", "Does B follow A?"). A passive is read as the active it
+stands for, so "Is B followed by A?" says what "Does A follow B?" says. What is the same both ways is content: "A and
+B", "A or B", the difference between them, the distance from one to the other.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from semcache.cache.polarity import are_opposite, read_polarity
+from semcache.cache.words import COMMA, MARKS, STOP, Word, read_words, stem
+
+
+class Part(NamedTuple):
+    """A word that carries meaning."""
+
+    stem: str
+    clause: int
+    is_listed: bool  # beside "and", "or" or a comma
+
+
+Order = tuple[Part, ...]
+
+
+class Roles(NamedTuple):
+    order: Order  # what carries meaning, in the order of the active voice
+    sources: frozenset[str]  # what stands after "from"
+    targets: frozenset[str]  # what stands after "to"
+    is_symmetric: bool  # it asks for something that is the same both ways
+
+
+def roles_differ(asked: str, stored: str) -> bool:
+    one, other = _read_roles(asked), _read_roles(stored)
+    if one == other or one.is_symmetric or other.is_symmetric:
+        return False
+    if _goes_back(one, other) or _goes_back(other, one):
+        return True
+    return _swapped(one.order, other.order) and not _is_converse(asked, stored)
+
+
+def _stems(words: str) -> frozenset[str]:
+    return frozenset(map(stem, words.split()))
+
+
+_SYMMETRIC = _stems(
+    "difference differ different distance similar similarity similarities same equal equivalent compare comparison "
+    "relation relationship between far vs versus marry meet gap unsubscribe immune scholarship"
+)
+# What joins two parts without giving either a role.
+_JOINING = _stems("and or be as plus also both either nor not")
+# Beside these, two names in a row are a start and an end: "flights Paris London", "EUR USD exchange rate".
+_WAYS = _stems(
+    "flight flights fly train bus ferry drive trip travel journey route taxi ticket shipping translate translation "
+    "convert conversion converter exchange swap transfer migrate"
+)
+_UNSAID = _stems(
+    "a an the do can could will would shall should may might must have please my your i me we us you it there this "
+    "that just really actually hi hello hey tell know want need like 's"
+)
+_ASKING = _stems("be what which who how where when why")  # these change places for the sake of grammar
+_LONGEST = 4  # words of a part that changes its place
+_MOST_WORDS = 60  # longer texts are told from each other by more than an order
+
+
+@lru_cache(maxsize=8192)
+def _read_roles(text: str) -> Roles:
+    words = read_words(text)
+    stems = frozenset(word.stem for word in words)
+    return Roles(
+        order=tuple(_parts(_in_active_voice(words))),
+        sources=_after(words, ("from",)),
+        targets=_after(words, ("to", "into", "onto", "towards", "toward")),
+        is_symmetric=not stems.isdisjoint(_SYMMETRIC),
+    )
+
+
+def _parts(words: Sequence[Word]) -> Iterator[Part]:
+    clause = 0
+    for place, word in enumerate(words):
+        if word is STOP:
+            clause += 1
+        elif word is not COMMA and word.stem not in _UNSAID:
+            beside = words[max(place - 1, 0)], words[min(place + 1, len(words) - 1)]
+            yield Part(word.stem, clause, any(each in MARKS or each.text in ("and", "or") for each in beside))
+
+
+def _after(words: Sequence[Word], prepositions: tuple[str, ...]) -> frozenset[str]:
+    """The stems of what stands after a preposition: the first word that says something."""
+    found = set()
+    for place, word in enumerate(words):
+        if word.text in prepositions:
+            following = (each for each in words[place + 1 : place + 5] if each.stem not in _UNSAID)
+            first = next(following, STOP)
+            if first is not STOP:
+                found.add(first.stem)
+    return frozenset(found)
+
+
+def _goes_back(one: Roles, other: Roles) -> bool:
+    """Whether the one starts where the other ends, and does not end there too."""
+    return any(place not in one.targets and place not in other.sources for place in one.sources & other.targets)
+
+
+def _in_active_voice(words: tuple[Word, ...]) -> Sequence[Word]:
+    """The words with "was B followed by A" and "B was followed by A" turned to "A follow B"."""
+    texts = [word.text for word in words]
+    if "by" not in texts:
+        return words
+    by = texts.index("by")
+    be = next((at for at in range(by - 1, -1, -1) if words[at].stem == "be"), -1)
+    end = next((at for at in range(by + 1, len(words)) if words[at] in MARKS or words[at].text in _BOUNDS), len(words))
+    verb = by - 1
+    if be < 0 or verb <= be or not _is_participle(words[verb]) or end == by + 1:
+        return words
+    agent, action = words[by + 1 : end], words[verb : verb + 1]
+    if verb > be + 1 and words[be + 1].stem not in _ADVERBS:  # "was the castle lost by": it stands after the verb
+        return [*words[:be], *agent, *action, *words[be + 1 : verb], *words[end:]]
+    return [*agent, *action, *words[:be], *words[end:]]
+
+
+_BOUNDS = frozenset("in on at for to from with when if because before after and or".split())
+_ADVERBS = _stems("also always really being been not ever never")
+
+
+def _is_participle(word: Word) -> bool:
+    return word.text.endswith(("ed", "en", "t", "d", "n", "wn")) and len(word.text) > 2
+
+
+def _swapped(asked: Order, stored: Order) -> bool:
+    """Whether two parts changed places around something between them, among the words that both have.
+
+    More than one word that only one of them has, and the questions are built in different ways: then an order says
+    nothing.
+    """
+    common = Counter(part.stem for part in asked) & Counter(part.stem for part in stored)
+    one, other = _only(asked, common), _only(stored, common)
+    if max(len(asked) - len(one), len(stored) - len(other)) > 1 or not 1 < len(one) <= _MOST_WORDS:
+        return False
+    stems, others = [part.stem for part in one], [part.stem for part in other]
+    if stems == others:
+        return False
+    start, end = 0, len(stems)
+    while stems[start] == others[start]:
+        start += 1
+    while stems[end - 1] == others[end - 1]:
+        end -= 1
+    around = stems[:start] + stems[end:]
+    stems, others, one, other = stems[start:end], others[start:end], one[start:end], other[start:end]
+    for first in range(1, min(_LONGEST, len(stems) - 1) + 1):
+        for second in range(1, min(_LONGEST, len(stems) - first) + 1):
+            between = stems[first:-second]
+            if [*stems[-second:], *between, *stems[:first]] == others:
+                if not between:
+                    return first == second == 1 and not _WAYS.isdisjoint(around)
+                moved = {*stems[:first], *stems[-second:]}
+                return (
+                    not _JOINING.issuperset(between)
+                    and _ASKING.isdisjoint(moved)
+                    and _is_one_clause(one)
+                    and _is_one_clause(other)
+                )
+    return False
+
+
+def _is_one_clause(order: Order) -> bool:
+    """Whether it is neither parts of a list nor of two clauses."""
+    return order[0].clause == order[-1].clause and not (order[0].is_listed and order[-1].is_listed)
+
+
+def _only(order: Order, wanted: Counter[str]) -> Order:
+    """The parts in their order, each stem at most as often as wanted."""
+    left = Counter(wanted)
+    found = []
+    for part in order:
+        if left[part.stem] > 0:
+            left[part.stem] -= 1
+            found.append(part)
+    return tuple(found)
+
+
+def _is_converse(asked: str, stored: str) -> bool:
+    """Whether a word changed to its opposite along with the order: "A is cheaper than B", "B is dearer than A"."""
+    one, other = Counter(read_polarity(asked).items), Counter(read_polarity(stored).items)
+    return any(are_opposite(a, b) for a in one - other for b in other - one)

@@ -1,0 +1,212 @@
+"""What a question affirms and what it denies: its words that have an opposite, and its negations.
+
+A negation turns the word after it: "not independent" is read as the opposite of "independent", and so is "less
+independent". Where that word has no opposite in the table, the negation itself is what counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+from semcache.cache.opposites import Side, Sort, degrees, particles, sides
+from semcache.cache.words import COMMA, MARKS, STOP, Word, read_words, stem
+
+
+class Item(NamedTuple):
+    """A word with an opposite."""
+
+    key: str  # as in opposites.sides()
+    is_turned: bool  # by "not" or "less"
+    is_graded: bool  # "cheaper", "most expensive", "first": of a degree, and not the plain quality
+    beside: tuple[str, str] | None = None  # of a small word: the stems before and after it
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        return sides()[self.key]
+
+
+class Polarity(NamedTuple):
+    items: tuple[Item, ...]  # in their order
+    stems: frozenset[str]
+    negations: int
+    negated: tuple[str, ...]  # the stem that each negation stands before, "" where that cannot be told
+    complaints: int  # of the negations, those of "I can't": a wish as much as a denial
+    endings: int  # "stop smoking"
+    claims: bool  # "I can": so that "I can't" is its denial
+
+
+def are_opposite(one: Item, other: Item) -> bool:
+    """Whether they say opposite things: "enable" and "disable", "not wet" and "wet", "up" and "down" in one place."""
+    if (
+        one.beside
+        and other.beside
+        and not any(word and word == same for word, same in zip(one.beside, other.beside, strict=True))
+    ):
+        return False
+    turned = one.is_turned != other.is_turned
+    return any(
+        (a.side != b.side) if not turned else (a.side == b.side and a.is_pair)
+        for a in one.sides
+        for b in other.sides
+        if a.axis == b.axis
+    )
+
+
+def are_alike(one: Item, other: Item) -> bool:
+    """Whether one is the opposite of the other, turned: "dependent" and "not independent"."""
+    return one.is_turned != other.is_turned and any(
+        a.side != b.side and a.is_pair for a in one.sides for b in other.sides if a.axis == b.axis
+    )
+
+
+NEGATIONS = frozenset(
+    "not no never without nobody none nothing nowhere neither incapable hardly barely excluding except unless "
+    "yet".split()
+)
+_NARROWING = frozenset("without no except excluding nobody none".split())  # they leave something out
+# "stop smoking", "avoid paying": negations where something that is done follows.
+ENDINGS = frozenset(map(stem, "stop quit avoid prevent cease".split()))
+_LOOK_AHEAD = 3  # words between a negation and what it denies, or a verb and its particle
+_PASSED_OVER = frozenset(
+    "a an the be been being is am are was were to so very really too that any able have has had yet "
+    "ever even do does did".split()
+)
+# After "won't" stands who does it, not what is denied: "won't my card work".
+_DOERS = frozenset("i you we they it he she my your the this these those his her our their there".split())
+_MORE = {"more": False, "most": False, "less": True, "least": True}  # whether it turns the quality after it
+
+_CLAIMING = frozenset("can could know remember understand".split())
+# "in fact" is no place, and "on or off" leaves open which.
+_FIXED = frozenset(map(stem, "fact general order case addition particular or".split()))
+
+# "I don't know how to", "I'm not sure whether": the question is the same without.
+_KNOWING = frozenset("know sure certain understand remember recall able".split())
+_ASKING = frozenset("how what where why when if whether who which".split())
+_NO_DENIAL = frozenset("problem matter worries doubt idea clue".split())  # "no matter what"
+
+
+@lru_cache(maxsize=8192)
+def read_polarity(text: str) -> Polarity:
+    words = read_words(text)
+    items: list[Item] = []
+    negated: list[str] = []
+    negations = complaints = endings = 0
+    turned_at = -1  # the place that the last negation turns
+    for place, word in enumerate(words):
+        if word.text in NEGATIONS and _denies(words, place):
+            negations += 1
+            complaints += _complains(words, place)
+            turned_at = _next(words, place, _DOERS)
+            is_told = turned_at >= 0 and word.text not in _NARROWING
+            negated.append(words[turned_at].stem if is_told else "")
+        elif word.stem in ENDINGS and _ends(words, place):
+            endings += 1
+        items.extend(_read_items(words, place, turned_at == place))
+    claims = any(word.text == "i" and _claims(words[place + 1 : place + 3]) for place, word in enumerate(words))
+    return Polarity(
+        tuple(items), frozenset(word.stem for word in words), negations, tuple(negated), complaints, endings, claims
+    )
+
+
+def _read_items(words: tuple[Word, ...], place: int, is_turned: bool) -> Iterator[Item]:
+    word = words[place]
+    before = words[place - 1] if place else STOP
+    if _is_sort(word.stem, Sort.GRADED) and before.text in _MORE:
+        yield Item(word.stem, is_turned != _MORE[before.text], is_graded=True)
+        return
+    if word.text in _MORE and place + 1 < len(words) and _is_sort(words[place + 1].stem, Sort.GRADED):
+        return  # read with the quality
+    if word.text in degrees():
+        yield Item(degrees()[word.text], is_turned, is_graded=True)
+    key = word.stem
+    if key in particles():
+        particle = _particle(words, place)
+        if particle:
+            key = f"{key} {words[particle].stem}"
+    if key not in sides():
+        return
+    beside = None
+    if _is_sort(key, Sort.PLACED):
+        after = _next(words, place, frozenset())
+        beside = (before.stem, words[after].stem if after >= 0 else "")
+        if not _FIXED.isdisjoint(beside):
+            return
+    yield Item(key, is_turned, _is_sort(key, Sort.RANK), beside)
+
+
+def _is_sort(key: str, sort: Sort) -> bool:
+    return any(side.sort is sort for side in sides().get(key, ()))
+
+
+def _particle(words: tuple[Word, ...], place: int) -> int:
+    """The place of the particle of a verb at `place`, 0 without one."""
+    wanted = particles()[words[place].stem]
+    for at in range(place + 1, min(place + 2 + _LOOK_AHEAD, len(words))):
+        if words[at] in MARKS or words[at].text == "or":  # "turn it on or off"
+            return 0
+        if words[at].stem in wanted and _is_chosen(words, at):
+            return at
+    return 0
+
+
+def _is_chosen(words: tuple[Word, ...], place: int) -> bool:
+    """Whether the word is no part of a choice, such as "on or off"."""
+    return all(word.text != "or" for word in words[place - 1 : place + 2])
+
+
+def _next(words: tuple[Word, ...], place: int, barred: frozenset[str]) -> int:
+    """The place of the next word that says something, -1 where the clause ends or a barred word stands before it."""
+    for at in range(place + 1, min(place + 2 + _LOOK_AHEAD, len(words))):
+        if words[at] in MARKS or words[at].text in barred:
+            break
+        if words[at].text not in _PASSED_OVER and words[at].text not in _DOERS:
+            return at
+    return -1
+
+
+def _ends(words: tuple[Word, ...], place: int) -> bool:
+    return place + 1 < len(words) and len(words[place + 1].text) > 4 and words[place + 1].text.endswith("ing")
+
+
+def _complains(words: tuple[Word, ...], place: int) -> bool:
+    """Of "I can't", "I'm unable", "I don't know": said to get help with what they cannot do."""
+    before = [word.text for word in words[max(place - 2, 0) : place]]
+    after = words[place + 1].text if place + 1 < len(words) else ""
+    return before in (["i", "can"], ["i", "could"]) or ("i" in before and after in _KNOWING)
+
+
+def _claims(after: tuple[Word, ...]) -> bool:
+    """Whether "I" is followed by "can", "do know" or "was able"."""
+    if not after or after[-1].text == "not":
+        return False
+    return after[0].text in _CLAIMING or (after[0].stem in ("be", "do") and after[-1].text in _KNOWING)
+
+
+def _denies(words: tuple[Word, ...], place: int) -> bool:
+    """Whether the negation at `place` denies anything.
+
+    1. "no." before a number, and "No, I want": nothing in this clause.
+    2. "no matter", "no idea where", "not only".
+    3. "whether or not", "why or why not", "if not, why".
+    4. "isn't it?" at the end.
+    """
+    text = words[place].text
+    before = words[place - 1].text if place else ""
+    after = [each.text for each in words[place + 1 : place + 4]]
+    is_last = not after or after[0] in (STOP.text, COMMA.text)
+    if text == "no":
+        return not is_last and not after[0][0].isdigit() and after[0] not in _NO_DENIAL
+    if text == "yet":  # "I have yet to receive it"
+        return bool(after) and after[0] == "to"
+    if text != "not":
+        return True
+    if after and after[0] in ("only", "just"):
+        return False
+    if before in ("or", "if", "why") and (is_last or after[0] in _ASKING or after[0] == "then"):
+        return False
+    if before == "or" and "whether" in {each.text for each in words[:place]}:
+        return False
+    is_tag = place > 2 and words[place - 2] in MARKS and len(after) == 1 and after[0] in _DOERS
+    return not is_tag
