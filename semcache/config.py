@@ -48,7 +48,7 @@ Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0, allow_inf_nan=
 Port = Annotated[int, Field(ge=0, le=65535)]  # 0: any free port, printed at the start
 Guard = Literal["numbers", "negation", "entities", "units", "dates", "code", "language"]
 # The others are accepted, named by `check`, and come later.
-GUARDS_BUILT: frozenset[Guard] = frozenset({"numbers", "units", "dates"})
+GUARDS_BUILT: frozenset[Guard] = frozenset({"numbers", "units", "dates", "code", "entities", "language"})
 
 
 class _Section(BaseModel):

@@ -41,6 +41,9 @@ class Reason(StrEnum):
     FEEDBACK = "feedback"  # near enough, but called wrong: for this question, or for others as near as this
     GUARD_NUMBER = "guard-number"  # near enough, but the numbers differ
     GUARD_UNIT = "guard-unit"  # ... the units or currencies differ
+    GUARD_LANGUAGE = "guard-language"  # ... they are in different languages, or want their answers in different ones
+    GUARD_CODE = "guard-code"  # ... something quoted or written for machines differs
+    GUARD_ENTITY = "guard-entity"  # ... a place, a person, a product or another name differs
     GUARD_DATE = "guard-date"  # ... the dates, or the times from today, differ
     EXPLORING = "exploring"  # would have been a hit; forwarded to compare (shadow mode)
     TOOLS = "tools"  # exact tier only, and no exact entry: the request declares tools

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+from semcache.cache.guard_code import code_differ
 from semcache.cache.guard_dates import dates_differ
+from semcache.cache.guard_entities import entities_differ
+from semcache.cache.guard_language import language_differ
 from semcache.cache.guard_numbers import numbers_differ
 from semcache.cache.guard_units import units_differ
 from semcache.types import Reason
@@ -21,6 +24,9 @@ GUARDS: Mapping[str, tuple[Guard, Reason]] = {
     "numbers": (numbers_differ, Reason.GUARD_NUMBER),
     "units": (units_differ, Reason.GUARD_UNIT),
     "dates": (dates_differ, Reason.GUARD_DATE),
+    "language": (language_differ, Reason.GUARD_LANGUAGE),
+    "code": (code_differ, Reason.GUARD_CODE),
+    "entities": (entities_differ, Reason.GUARD_ENTITY),
 }
 
 
