@@ -41,6 +41,7 @@ DIFFERENT = [
     ("I was charged once", "I was charged twice", "how often"),
     ("Book a single room", "Book a double room", "how many beds"),
     ("Top 5 films of Kubrick", "Top 10 films of Kubrick", "the length of a list"),
+    ("Two times, or three times?", "Two times, or two times?", "one of two"),
     ("What is 20 + 20?", "What is 20 - 20?", "another sum"),
     ("What is 6 plus 2?", "What is 6 times 2?", "another sum, in words"),
     ("A discount of 10%", "A discount of 15%", "percentages"),

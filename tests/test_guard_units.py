@@ -51,6 +51,10 @@ DIFFERENT = [
     ("A discount of 10%", "A discount of 10 dollars", "a share and a sum"),
     ("A cup of 8 oz", "A cup of 8 ml", "kitchens"),
     ("Two tablespoons of salt", "Two teaspoons of salt", "spoons"),
+    ("Sleep 8 hours in 4 hours", "Sleep 8 minutes in 4 hours", "one of two amounts"),
+    ("Is it 3 miles or 5 miles?", "Is it 3 km or 5 miles?", "one of two distances"),
+    ("Is 100 dollars more than 100 euros?", "Is 100 yen more than 100 euros?", "one of two sums"),
+    ("Yen in rubles", "Rubles in rubles", "one of two currencies alone"),
     ("My weight in kilos", "My weight in pounds", "weights without a number"),
 ]
 

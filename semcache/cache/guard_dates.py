@@ -7,7 +7,8 @@ be missing in one question; tomorrow, Friday and 5 May may not.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -31,10 +32,10 @@ def dates_differ(asked: str, stored: str) -> bool:
     left, right = one - other, other - one
     if {detail.kind for detail in left} & {detail.kind for detail in right}:
         return True
-    return _narrow(left, read(asked).words) or _narrow(right, read(stored).words)
+    return _narrow(left.keys() - other, read(asked).words) or _narrow(right.keys() - one, read(stored).words)
 
 
-def _narrow(left: frozenset[Detail], words: Sequence[str]) -> bool:
+def _narrow(left: Set[Detail], words: Sequence[str]) -> bool:
     """Whether times that only this question has make it another question.
 
     The present is meant when nothing is said. The past is mostly told in passing ("my card was stolen last night"),
@@ -112,10 +113,11 @@ _ENDINGS = frozenset({"st", "nd", "rd", "th"})
 
 
 @lru_cache(maxsize=8192)  # a popular stored question is compared again and again
-def _details(question: str) -> frozenset[Detail]:
+def _details(question: str) -> Counter[Detail]:
+    """How often each is said."""
     reading = read(question)
-    clocks = {Detail(CLOCK, each.also) for each in reading.figures if each.also and _CLOCK.fullmatch(each.also)}
-    return frozenset(clocks).union(_spoken(reading.words))
+    clocks = [Detail(CLOCK, each.also) for each in reading.figures if each.also and _CLOCK.fullmatch(each.also)]
+    return Counter([*clocks, *_spoken(reading.words)])
 
 
 def _spoken(words: Sequence[str]) -> Iterator[Detail]:
@@ -131,7 +133,7 @@ def _spoken(words: Sequence[str]) -> Iterator[Detail]:
                 yield Detail(WAY, "this" if before in ("coming", "upcoming") else _WHICH[before])
         elif word in _SPANS and before in _WHICH:
             yield from _span(_WHICH[before], word)
-        elif word in _PARTS and before not in ("good", "per", "a", "each", "every"):
+        elif word in _PARTS and before not in ("good", "per", "a"):
             yield Detail(PART, _PARTS[word])
         elif word in _HOLIDAYS:
             yield Detail(DAY, word)

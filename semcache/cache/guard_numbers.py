@@ -89,8 +89,8 @@ def _is_span(measure: Measure | None) -> bool:
 
 def _asides_differ(one: Iterable[Figure], other: Iterable[Figure]) -> bool:
     for role in _ASIDE:
-        left = {figure.value for figure in one if figure.role is role}
-        right = {figure.value for figure in other if figure.role is role}
+        left = Counter(figure.value for figure in one if figure.role is role)
+        right = Counter(figure.value for figure in other if figure.role is role)
         if left - right and right - left:
             return True
     return False

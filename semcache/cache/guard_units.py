@@ -6,16 +6,19 @@ unit: 1 hour and 60 minutes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import lru_cache
 from typing import NamedTuple
 
 from semcache.cache.figures import Figure, read
 from semcache.cache.measures import ANYWHERE, BESIDE_A_NUMBER, POUND, POUNDS, Measure
 
+Named = tuple[str, str]  # (kind, unit)
+
 
 class Units(NamedTuple):
-    named: frozenset[tuple[str, str]]  # (kind, unit)
+    named: Counter[Named]  # how often each
     amounts: tuple[Figure, ...]  # the figures that have a unit
 
 
@@ -28,21 +31,26 @@ def units_differ(asked: str, stored: str) -> bool:
         return False
     left, right = one.named - other.named, other.named - one.named
     if left and right:
-        same = {figure.also for figure in one.amounts} & {figure.also for figure in other.amounts} - {None}
-        left, right = left - _said_otherwise(one, same), right - _said_otherwise(other, same)
-        if {kind for kind, _ in left} & {kind for kind, _ in right} and not _may_agree(left, right):
+        mine, yours = _only(one.amounts, other.amounts), _only(other.amounts, one.amounts)
+        same = {figure.also for figure in mine} & {figure.also for figure in yours} - {None}
+        left, right = left - _units_of(mine, same), right - _units_of(yours, same)
+        if {kind for kind, _ in left} & {kind for kind, _ in right} and not _may_agree(left.keys(), right.keys()):
             return True
     return _one_number_differs(one.amounts, other.amounts)
 
 
-def _said_otherwise(units: Units, same: set[str | None]) -> set[tuple[str, str]]:
-    """The units whose every amount is in the other question too, in another unit."""
-    measures = {figure.measure for figure in units.amounts if figure.also in same}
-    measures -= {figure.measure for figure in units.amounts if figure.also not in same}
-    return {(_KINDS.get(each.kind, each.kind), each.unit) for each in measures if each is not None}
+def _only(amounts: Sequence[Figure], others: Sequence[Figure]) -> list[Figure]:
+    """The amounts that the other question has not, or not in this unit."""
+    theirs = {(figure.value, figure.measure) for figure in others}
+    return [figure for figure in amounts if (figure.value, figure.measure) not in theirs]
 
 
-def _may_agree(left: frozenset[tuple[str, str]], right: frozenset[tuple[str, str]]) -> bool:
+def _units_of(amounts: Sequence[Figure], same: set[str | None]) -> Counter[Named]:
+    """The units of those amounts that the other question has in another unit."""
+    return Counter(_named(figure.measure) for figure in amounts if figure.measure and figure.also in same)
+
+
+def _may_agree(left: Set[Named], right: Set[Named]) -> bool:
     """Whether a word that can be several units is one that the other question names: pounds, degrees."""
     one, other = {unit for _, unit in left}, {unit for _, unit in right}
     return any(
@@ -53,20 +61,20 @@ def _may_agree(left: frozenset[tuple[str, str]], right: frozenset[tuple[str, str
 
 
 def _one_number_differs(one: Sequence[Figure], other: Sequence[Figure]) -> bool:
-    """5 kg and 5 km: a number that both have, with units of different kinds."""
-    kinds = _kinds(one)
+    """5 kg and 5 km: a number that both have, with other units."""
+    mine = _by_number(one)
     return any(
-        value in kinds and not kinds[value] & theirs and POUND.kind not in kinds[value] | theirs
-        for value, theirs in _kinds(other).items()
+        value in mine and not mine[value] & theirs and not _may_agree(mine[value], theirs)
+        for value, theirs in _by_number(other).items()
     )
 
 
-def _kinds(figures: Sequence[Figure]) -> Mapping[str, set[str]]:
-    kinds: dict[str, set[str]] = {}
+def _by_number(figures: Sequence[Figure]) -> Mapping[str, set[Named]]:
+    units: dict[str, set[Named]] = {}
     for figure in figures:
         if figure.measure is not None:
-            kinds.setdefault(figure.value, set()).add(figure.measure.kind)
-    return kinds
+            units.setdefault(figure.value, set()).add(_named(figure.measure))
+    return units
 
 
 _VAGUE = (("pound", POUNDS), ("degree", frozenset({"celsius", "fahrenheit", "kelvin"})))
@@ -112,9 +120,9 @@ _RUPEES: Mapping[str, str] = {"indian": "inr", "pakistani": "pkr", "nepali": "np
 def _units(question: str) -> Units:
     reading = read(question)
     amounts = tuple(figure for figure in reading.figures if figure.measure is not None)
-    named = {_named(figure.measure) for figure in amounts if figure.measure is not None}
-    named.update(_spoken(reading.words))
-    return Units(frozenset(named), amounts)
+    named = Counter(_named(figure.measure) for figure in amounts if figure.measure is not None)
+    # The words of an amount are read again here, so that what is left is what stands alone, and the most counts.
+    return Units(named | Counter(_spoken(reading.words)), amounts)
 
 
 def _named(measure: Measure) -> tuple[str, str]:

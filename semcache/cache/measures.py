@@ -65,6 +65,7 @@ _PLAIN = {
         pint: pint, pints
         tablespoon: tablespoon, tablespoons, tbsp
         teaspoon: teaspoon, teaspoons, tsp
+        cup: cups
     """,
     "speed": """
         mph: mph
@@ -168,7 +169,7 @@ _AFTER_A_NUMBER = {
     """,
     "volume": """
         litre = 1: l, ltr
-        cup: cup, cups
+        cup: cup
     """,
     "temperature": """
         degree: °, degree, degrees
