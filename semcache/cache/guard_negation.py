@@ -42,7 +42,8 @@ _TROUBLE = frozenset(
     map(
         stem,
         "fail failure issue problem trouble error decline reject broken wrong stuck lost missing pending refuse deny "
-        "impossible wait still block struggle difficulty lack bad poor poorly insufficient few only different".split(),
+        "impossible wait still block struggle difficulty lack bad poor poorly insufficient few only different help fix "
+        "again mistake less dispute disallow forget stay same gone cancel solve".split(),
     )
 )
 _DENYING = frozenset(map(stem, NEGATIONS))
@@ -76,8 +77,8 @@ def _negations_differ(one: Polarity, other: Polarity, cancelled: int) -> bool:
         return bool(mine & other.stems and theirs & one.stems)  # "good but not cheap", "cheap but not good"
     fewer, more = (one, other) if one.negations < other.negations else (other, one)
     explained = cancelled + len((fewer.stems - more.stems) & _TROUBLE) + max(fewer.endings - more.endings, 0)
-    if not fewer.claims:
-        explained += max(more.complaints - fewer.complaints, 0)
+    complaints = [verb for verb in more.complaints if verb not in fewer.claims]
+    explained += max(len(complaints) - len(fewer.complaints), 0)
     # "I did not receive it, how do I cancel?", "How do I cancel?": what is denied is no part of the other question.
     explained += sum(bool(word) and word not in fewer.stems for word in more.negated)
     return more.negations - fewer.negations > explained

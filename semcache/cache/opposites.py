@@ -2,8 +2,8 @@
 
 A line is one axis, its sides parted by |. Words of one side stand for each other well enough: of two questions, one
 with "enable" and the other with "turn off" ask for opposite things. Inflections need no mention, since stems are
-compared; pairs that differ by a prefix (install, uninstall) need none either, guard_negation.py finds them by rule. Two words
-joined by _ are a verb and its particle, which may stand apart ("turn the sound off").
+compared; pairs that differ by a prefix (install, uninstall) need none either, guard_negation.py finds them by rule. Two
+words joined by _ are a verb and its particle, which may stand apart ("turn the sound off").
 
 Left out are opposites that people use for the same wish: come and go, teach and learn ("teach me", "how do I learn"),
 give and get.
@@ -156,7 +156,7 @@ domestic national local | international foreign overseas abroad
 import | export
 same identical equal similar | different
 always | never
-all every everybody everyone everything | none nobody nothing
+all every everybody everyone | none nobody
 some | none
 ever | never
 open | closed shut
@@ -199,7 +199,6 @@ beginning start | ending end
 entrance entry | exit
 north northern | south southern | east eastern | west western
 northeast | northwest | southeast | southwest
-here | there
 odd | even
 plus | minus
 input | output

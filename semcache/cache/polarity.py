@@ -32,9 +32,9 @@ class Polarity(NamedTuple):
     stems: frozenset[str]
     negations: int
     negated: tuple[str, ...]  # the stem that each negation stands before, "" where that cannot be told
-    complaints: int  # of the negations, those of "I can't": a wish as much as a denial
+    complaints: tuple[str, ...]  # "can" of "I can't", "know" of "I don't know": wishes as much as denials
     endings: int  # "stop smoking"
-    claims: bool  # "I can": so that "I can't" is its denial
+    claims: frozenset[str]  # "can" of "I can", which "I can't" denies
 
 
 def are_opposite(one: Item, other: Item) -> bool:
@@ -77,12 +77,12 @@ _PASSED_OVER = frozenset(
 _DOERS = frozenset("i you we they it he she my your the this these those his her our their there".split())
 _MORE = {"more": False, "most": False, "less": True, "least": True}  # whether it turns the quality after it
 
-_CLAIMING = frozenset("can could know remember understand".split())
-# "in fact" is no place, and "on or off" leaves open which.
-_FIXED = frozenset(map(stem, "fact general order case addition particular or".split()))
+_CLAIMING = frozenset("can could should know sure certain understand remember recall able have".split())
+_FIXED = frozenset(map(stem, "fact general order case addition particular".split()))  # "in fact" is no place
 
 # "I don't know how to", "I'm not sure whether": the question is the same without.
-_KNOWING = frozenset("know sure certain understand remember recall able".split())
+_KNOWING = frozenset("know sure certain understand remember recall able have".split())
+_SEEKING = frozenset("find see locate".split())
 _ASKING = frozenset("how what where why when if whether who which".split())
 _NO_DENIAL = frozenset("problem matter worries doubt idea clue".split())  # "no matter what"
 
@@ -92,21 +92,30 @@ def read_polarity(text: str) -> Polarity:
     words = read_words(text)
     items: list[Item] = []
     negated: list[str] = []
-    negations = complaints = endings = 0
+    complaints: list[str] = []
+    negations = endings = 0
     turned_at = -1  # the place that the last negation turns
     for place, word in enumerate(words):
         if word.text in NEGATIONS and _denies(words, place):
             negations += 1
-            complaints += _complains(words, place)
+            complaint = _read_complaint(words, place)
+            if complaint:
+                complaints.append(complaint)
             turned_at = _next(words, place, _DOERS)
             is_told = turned_at >= 0 and word.text not in _NARROWING
             negated.append(words[turned_at].stem if is_told else "")
         elif word.stem in ENDINGS and _ends(words, place):
             endings += 1
         items.extend(_read_items(words, place, turned_at == place))
-    claims = any(word.text == "i" and _claims(words[place + 1 : place + 3]) for place, word in enumerate(words))
+    claims = {claim for place in range(len(words)) for claim in _claims(words, place)}
     return Polarity(
-        tuple(items), frozenset(word.stem for word in words), negations, tuple(negated), complaints, endings, claims
+        tuple(items),
+        frozenset(word.stem for word in words),
+        negations,
+        tuple(negated),
+        tuple(complaints),
+        endings,
+        frozenset(claims),
     )
 
 
@@ -131,7 +140,7 @@ def _read_items(words: tuple[Word, ...], place: int, is_turned: bool) -> Iterato
     if _is_sort(key, Sort.PLACED):
         after = _next(words, place, frozenset())
         beside = (before.stem, words[after].stem if after >= 0 else "")
-        if not _FIXED.isdisjoint(beside):
+        if not _FIXED.isdisjoint(beside) or _is_choice(words, place):
             return
     yield Item(key, is_turned, _is_sort(key, Sort.RANK), beside)
 
@@ -144,16 +153,20 @@ def _particle(words: tuple[Word, ...], place: int) -> int:
     """The place of the particle of a verb at `place`, 0 without one."""
     wanted = particles()[words[place].stem]
     for at in range(place + 1, min(place + 2 + _LOOK_AHEAD, len(words))):
-        if words[at] in MARKS or words[at].text == "or":  # "turn it on or off"
+        if words[at] in MARKS:
             return 0
-        if words[at].stem in wanted and _is_chosen(words, at):
+        if words[at].stem in wanted and not _is_choice(words, at):
             return at
     return 0
 
 
-def _is_chosen(words: tuple[Word, ...], place: int) -> bool:
-    """Whether the word is no part of a choice, such as "on or off"."""
-    return all(word.text != "or" for word in words[place - 1 : place + 2])
+def _is_choice(words: tuple[Word, ...], place: int) -> bool:
+    """Whether the word is one of two, as in "on or off": it leaves open which."""
+    either, other = words[place + 1 : place + 3], words[max(place - 2, 0) : place]
+    return any(
+        len(pair) == 2 and pair[joint].text == "or" and _is_sort(pair[1 - joint].stem, Sort.PLACED)
+        for pair, joint in ((either, 0), (other, 1))
+    )
 
 
 def _next(words: tuple[Word, ...], place: int, barred: frozenset[str]) -> int:
@@ -170,18 +183,28 @@ def _ends(words: tuple[Word, ...], place: int) -> bool:
     return place + 1 < len(words) and len(words[place + 1].text) > 4 and words[place + 1].text.endswith("ing")
 
 
-def _complains(words: tuple[Word, ...], place: int) -> bool:
-    """Of "I can't", "I'm unable", "I don't know": said to get help with what they cannot do."""
+def _read_complaint(words: tuple[Word, ...], place: int) -> str:
+    """The verb of "I can't", "I'm unable", "I don't know", "I shouldn't have been": said to get help with it."""
     before = [word.text for word in words[max(place - 2, 0) : place]]
     after = words[place + 1].text if place + 1 < len(words) else ""
-    return before in (["i", "can"], ["i", "could"]) or ("i" in before and after in _KNOWING)
+    if after in _SEEKING and before[-1:] == ["can"]:
+        return "can"
+    if "i" not in before:
+        return ""
+    if before[-1] in ("can", "could"):
+        return "can"
+    if before[-1] == "should":
+        return "should"
+    return after if after in _KNOWING else ""
 
 
-def _claims(after: tuple[Word, ...]) -> bool:
-    """Whether "I" is followed by "can", "do know" or "was able"."""
-    if not after or after[-1].text == "not":
-        return False
-    return after[0].text in _CLAIMING or (after[0].stem in ("be", "do") and after[-1].text in _KNOWING)
+def _claims(words: tuple[Word, ...], place: int) -> Iterator[str]:
+    """The verb of "I can", "I know", "I was able", "I should"."""
+    if words[place].text != "i":
+        return
+    following = [word.text for word in words[place + 1 : place + 3]]
+    if "not" not in following:
+        yield from ("can" if text == "could" else text for text in following if text in _CLAIMING)
 
 
 def _denies(words: tuple[Word, ...], place: int) -> bool:
