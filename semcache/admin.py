@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 MAX_BODY = 1024 * 1024  # of a purge: a question is the longest thing in it
 MAX_LINE = 64 * 1024 * 1024  # of an import: an entry with the largest answer anybody keeps, and its vector
 BODY_TIMEOUT_S = 60.0  # between pieces of a body, either way
+MAX_FEEDBACK = 1000  # rows to an answer
 JSON_LINES = "application/x-ndjson"
 
 SELECTORS = frozenset(field.name for field in fields(Selector))
@@ -45,6 +46,9 @@ class Store(Protocol):
 
     def export(self) -> AsyncGenerator[bytes, None]:
         """All entries as lines of JSON, newlines included."""
+
+    async def recent_feedback(self, limit: int) -> list[dict[str, Any]]:
+        """What callers said of hits last, newest first."""
 
     async def import_lines(self, lines: AsyncIterator[bytes]) -> int:
         """Take what `export` gave; return how many entries. Raises ClientError for what is none."""
@@ -79,6 +83,7 @@ class Admin:
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/stats", self._show_stats)
+        app.router.add_get("/semcache/feedback", self._show_feedback)
         app.router.add_post("/purge", self._purge)
         app.router.add_post("/export", self._export)
         app.router.add_post("/import", self._import)
@@ -151,6 +156,12 @@ class Admin:
 
     async def _show_stats(self, _: web.Request) -> web.Response:
         return _json({**self._stats(), "missing": list(self._unready())})
+
+    async def _show_feedback(self, request: web.Request) -> web.Response:
+        asked = request.query.get("limit", "100")
+        if not (asked.isascii() and asked.isdigit() and 0 < len(asked) <= 4 and 0 < int(asked) <= MAX_FEEDBACK):
+            raise ClientError(f"limit: write a number from 1 to {MAX_FEEDBACK}", param="limit")
+        return _json({"feedback": await self._store.recent_feedback(int(asked))})
 
     async def _purge(self, request: web.Request) -> web.Response:
         selector, erase, dry_run = read_purge(await _whole_body(request))

@@ -24,6 +24,7 @@ from semcache.cache.embedder import Embedder
 from semcache.config import Config
 from semcache.core import Core
 from semcache.errors import SemcacheError
+from semcache.feedback import FeedbackDesk
 from semcache.listener import Listener, url_of
 from semcache.pacing import RealTime, Timer
 from semcache.request_log import open_log
@@ -68,6 +69,7 @@ class App:
         self.ledger = Ledger(load_prices())
         self.telemetry = Telemetry(self.stats, self.ledger, self.request_log)
         admission = Admission(config.tenants)
+        self.feedback = FeedbackDesk(self.store, clock)
         self.server = Server(
             config,
             admission,
@@ -78,6 +80,7 @@ class App:
             self.unready,
             clock,
             timer or RealTime(),
+            self.feedback,
         )
         self.listener = Listener(self.server.handle, config.server, _error_page)
         self.admin = Admin(config.server, self.store, self.telemetry, self.unready, self.stats)
@@ -93,6 +96,7 @@ class App:
             **self.core.stats(),
             "listener": self.listener.stats(),
             "delivery": self.server.deliverer.stats(),
+            "feedback": self.feedback.stats(),
             "backends": self.fetcher.stats(),
             "request_log": self.request_log.stats(),
             "usage": self.ledger.stats(),

@@ -48,7 +48,8 @@ class Core:
         self.embedder = embedder or embedders.build(config.embedder)
         self.index = Index(self.embedder.dimensions, self.embedder.stamp, snapshot_folder(config))
         self.planner = Planner(config, self.embedder.stamp)
-        self.pipeline = Pipeline(Lookup(self.index, self.store, self.embedder, clock), self.embedder, self.store, clock)
+        lookup = Lookup(self.index, self.store, self.embedder, clock, self.store.quarantine)
+        self.pipeline = Pipeline(lookup, self.embedder, self.store, clock)
         self.upkeep = Upkeep(self.store, self._save_snapshot, leads=leads, clock=clock)
         self.store.on_erase = self._forget_snapshot
 

@@ -197,7 +197,7 @@ class Pipeline:
         outcome.verdict = Verdict.STALE if match.is_stale else Verdict.HIT
         outcome.tier = match.tier
         outcome.similarity = match.similarity
-        outcome.entry_id = match.entry.id
+        outcome.entry_id, outcome.entry_key = match.entry.id, match.entry.key.exact
         outcome.ttl_left_s = match.ttl_left_s
         outcome.age_s = match.age_s
         outcome.usage = match.entry.answer.usage
@@ -214,7 +214,8 @@ class Pipeline:
         outcome.verdict = Verdict.STALE if outcome.ttl_left_s <= 0 else Verdict.HIT
         outcome.tier = Tier.EXACT
         outcome.similarity = 1.0
-        outcome.entry_id = matches[0].entry.id if len(matches) == 1 else None
+        if len(matches) == 1:  # of several, there is no telling which entry a word on this answer would be about
+            outcome.entry_id, outcome.entry_key = matches[0].entry.id, matches[0].entry.key.exact
         outcome.age_s = max(match.age_s for match in matches)
         if outcome.verdict is Verdict.STALE:
             self._refresh(plan, ruling, plan.key.exact, source)

@@ -195,6 +195,8 @@ def render_line(outcome: Outcome, time: datetime, question: str | None = None) -
         "truncated": outcome.truncated,
         "error": outcome.error,
     }
+    if outcome.feedback is not None:
+        line["feedback"] = outcome.feedback
     if question is not None:
         line["question"] = question[:CUT_QUESTION]
     try:

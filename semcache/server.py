@@ -18,7 +18,7 @@ import orjson
 from aiohttp import web
 from multidict import CIMultiDictProxy
 
-from semcache import tunnel, wire
+from semcache import feedback, tunnel, wire
 from semcache.admit import ANONYMOUS, Admission
 from semcache.backends.connection import Body
 from semcache.backends.fetch import Fetcher, UpstreamRequest
@@ -27,13 +27,14 @@ from semcache.cache.policy import Directives, read_directives
 from semcache.config import Config
 from semcache.delivery import Deliverer, Headers, id_headers, own_headers, relayed, request_id
 from semcache.errors import STOPPING, ClientError, SemcacheError, UpstreamError
+from semcache.feedback import FeedbackDesk
 from semcache.forwarding import Forwarder
 from semcache.listener import ClientGone, Sender, read_ahead, read_body, stream_body, whole_response
 from semcache.pacing import Timer
 from semcache.pipeline import Pipeline
 from semcache.planning import PLAN_BODY_BYTES, Plan, Planner
 from semcache.sending import SentResponse
-from semcache.types import Outcome, Reason, Tenant, Verdict
+from semcache.types import Outcome, Reason, Tenant, Tier, Verdict
 from semcache.wire.form_model import read_form_model
 from semcache.wire.score import JSON
 
@@ -56,6 +57,7 @@ class Server:
         unready: Callable[[], Sequence[str]],
         clock: Callable[[], float],
         timer: Timer,
+        desk: FeedbackDesk,
     ) -> None:
         self._config = config
         self._admission = admission
@@ -65,6 +67,7 @@ class Server:
         self._fetcher = fetcher
         self._observer = observer
         self._unready = unready
+        self._desk = desk
         self._request_ids = (f"{prefix}{number:08x}" for prefix in [os.urandom(8).hex()] for number in count())
 
     # RECV
@@ -87,6 +90,8 @@ class Server:
             self._observer.observe(outcome, outcome.question)
 
     async def _answer(self, request: web.BaseRequest, path: str, outcome: Outcome) -> web.StreamResponse:
+        if path == feedback.PATH:
+            return await self._take_feedback(request, outcome)
         address = wire.find_address(request.raw_path) if request.method == "POST" else None
         if address is None and not wire.is_model_path(path):
             raise ClientError("no such path here; the models are under /v1/", status=404, code="not_found")
@@ -129,6 +134,9 @@ class Server:
     ) -> web.StreamResponse:
         source = partial(self._forwarder.write, request.headers)
         delivery = await self.deliverer.respond(plan, asked, source, outcome)
+        if outcome.tier is not None:
+            exact = outcome.entry_key if outcome.tier is Tier.EXACT else plan.key.exact  # a batch's key is no entry's
+            self._desk.remember(plan.tenant, exact or plan.key.exact, outcome)
         try:
             status, headers, body = delivery.status, delivery.headers, delivery.body
             if isinstance(body, bytes):
@@ -257,6 +265,20 @@ class Server:
         return body, wire.read_model(body)
 
     # Our own answers
+
+    async def _take_feedback(self, request: web.BaseRequest, outcome: Outcome) -> web.StreamResponse:
+        """A caller's word on a hit it got. No request to a model: nothing of the cache is told about it."""
+        outcome.endpoint = "feedback"
+        if request.method != "POST":
+            message = "feedback is sent with POST; the operator reads it on the admin port"
+            raise ClientError(message, status=405, code="method_not_allowed", headers={"Allow": "POST"})
+        tenant = self._admission.identify(request.headers)
+        outcome.tenant = tenant.id
+        body = await read_body(request, self._config.server, feedback.MAX_BODY)
+        answer = await self._desk.take(tenant, body, outcome)
+        outcome.verdict = Verdict.BYPASS
+        headers = [("Content-Type", JSON), *id_headers(outcome)]
+        return self._send_whole(request, 200, headers, orjson.dumps(answer), outcome)
 
     def _refuse(
         self, path: str, error: SemcacheError, outcome: Outcome, request: web.BaseRequest

@@ -36,6 +36,7 @@ COUNTERS: Mapping[str, frozenset[str]] = {
     part: frozenset(names.split())
     for part, names in {
         "backends": "requests failovers",
+        "feedback": "wrong right unknown",
         "embedder": "texts remembered joined too_long faults refused late skipped seconds",
         "index": "folds folds_failed fold_seconds vectors_refused snapshots_saved snapshots_damaged snapshots_foreign",
         "pipeline": "led joined stored",
@@ -137,6 +138,9 @@ class Telemetry(Collector):
         `question` is for the log, which drops it unless the operator wants prompts there.
         """
         endpoint = outcome.endpoint
+        if outcome.feedback is not None:  # no request to a model: the figures of feedback are its own
+            self._log.write(outcome, question)
+            return
         self._requests[outcome.verdict, outcome.reason, endpoint if endpoint in ENDPOINTS else "other"] += 1
         tally = self._by_verdict[outcome.verdict]
         tally.bytes_out += outcome.bytes_out

@@ -47,6 +47,9 @@ class Store:
         finally:
             self.exports_open -= 1
 
+    async def recent_feedback(self, limit: int) -> list[dict[str, Any]]:
+        return [{"entry": "e1", "verdict": "wrong"}][:limit]
+
     async def import_lines(self, lines: AsyncIterator[bytes]) -> int:
         async for line in lines:
             if b"bad" in line:

@@ -42,7 +42,7 @@ STOREYS: tuple[tuple[set[str], ...], ...] = (
             "simulate_vectors",
         },
     ),
-    ({"pipeline", "planning", "forwarding", "batches", "delivery", "pacing"},),
+    ({"pipeline", "planning", "forwarding", "batches", "delivery", "pacing", "feedback"},),
     ({"server"}, {"admin"}),
     (
         {"core", "inprocess", "threaded", "langchain", "langchain_prompts", "httpx_transport"}

@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Protocol, TypeVar
 
 from semcache.cache.policy import Ruling
+from semcache.cache.quarantine import Quarantine
 from semcache.cache.verify import find_objection, is_near_enough
 from semcache.errors import TooLong
 from semcache.types import CLOCK_SKEW_S, Ask, Candidate, Entry, Finding, Key, Match, Reason, Tier, Vector
@@ -43,11 +44,20 @@ class Entries(Protocol):
 
 
 class Lookup:
-    def __init__(self, index: Index, entries: Entries, embedder: Embedder, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        index: Index,
+        entries: Entries,
+        embedder: Embedder,
+        clock: Callable[[], float],
+        quarantine: Quarantine | None = None,
+    ) -> None:
+        """`quarantine`: what feedback keeps from being served; None: nothing."""
         self._index = index
         self._entries = entries
         self._embedder = embedder
         self._clock = clock
+        self._quarantine = Quarantine() if quarantine is None else quarantine
 
     def find_in_memory(self, key: Key, ruling: Ruling) -> Match | None:
         """The exact tier without waiting. None says nothing about entries that are on disk only."""
@@ -121,9 +131,12 @@ class Lookup:
             entry = await self._read(candidate.seq)
             if entry is None:  # purged or damaged since the search: it was never there
                 continue
-            objection = find_objection(question, entry, ruling)
             # Equal, though not found as equal: it was stored since, while the question was embedded.
             tier = Tier.EXACT if entry.key.exact == key.exact else Tier.SEMANTIC
+            if tier is Tier.SEMANTIC and self._quarantine.refuses(entry.key.exact, key.exact, candidate.similarity):
+                first = first or Reason.FEEDBACK
+                continue
+            objection = find_objection(question, entry, ruling)
             match = objection or self._match(entry, tier, candidate.similarity, ruling)
             if isinstance(match, Reason):
                 first = first or match

@@ -9,6 +9,7 @@ checked against its seal; one that fails is dropped and counted, and was never t
     store_thread.py    the thread, group commit      store_exchange.py  export and import
     store_ledger.py    its transactions              entry_codec.py     an entry as a sealed row
     store_log.py       their SQL                     store_reserve.py   room to delete on a full disk
+    store_feedback.py  and that of feedback          quarantine.py      what feedback keeps from being served
     store_file.py      opening, moving aside
 """
 
@@ -22,12 +23,13 @@ from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import local
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from semcache.cache import store_exchange
+from semcache.cache import store_exchange, store_feedback
 from semcache.cache import store_log as log_sql
 from semcache.cache.entry_codec import DamagedRow, EntryCodec
 from semcache.cache.hot import HotEntries
+from semcache.cache.quarantine import Quarantine
 from semcache.cache.store_file import Database, open_database
 from semcache.cache.store_ledger import (
     CATCH_UP_CHANGES,
@@ -42,7 +44,7 @@ from semcache.cache.store_ledger import (
 from semcache.cache.store_thread import WriterThread
 from semcache.config import Cache
 from semcache.errors import ConfigError, StartError, StoreFault
-from semcache.types import Entry, Selector
+from semcache.types import Effect, Entry, Feedback, Selector
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +98,7 @@ class SqliteStore:
         self._clock = clock
         self._busy_s = busy_s
         self._hot = HotEntries(hot_bytes)
+        self.quarantine = Quarantine()
         self._writer = WriterThread(max_queue, max_queue_bytes, on_kept=self._hot.add)
         self._touched: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -123,7 +126,12 @@ class SqliteStore:
         self._codec = EntryCodec(database.mac_key)
         try:
             ledger = Ledger(
-                database, self._codec, on_removed=self._removed, on_erase=self._erased_elsewhere, on_lost=self._lost
+                database,
+                self._codec,
+                self.quarantine,
+                on_removed=self._removed,
+                on_erase=self._erased_elsewhere,
+                on_lost=self._lost,
             )
         except (sqlite3.Error, StoreFault) as exc:
             database.connection.close()
@@ -249,6 +257,19 @@ class SqliteStore:
             await self.on_erase()
         return removed
 
+    async def take_feedback(self, feedback: Feedback) -> Effect:
+        """Record what a caller said of a hit; what follows from it holds here at once, and soon in other processes.
+
+        Survives a power cut, like a purge. Raises StoreFault.
+        """
+        effect = await self._writer.call(lambda: self._ledger.take_feedback(feedback))
+        await self._writer.call(self._ledger.sync)
+        return effect
+
+    async def recent_feedback(self, limit: int) -> list[dict[str, Any]]:
+        """What was said last, newest first. Raises StoreFault."""
+        return await self._on_reader(lambda db: store_feedback.recent(db, limit))
+
     async def expire(self, now: float, latest: float | None = None) -> int:
         """Remove what is past its ttl and grace, or from further in the future than it may live; return how many.
 
@@ -313,6 +334,7 @@ class SqliteStore:
         ledger, hot = self._ledger, self._hot
         return {
             "entries": ledger.entries,
+            "quarantined": self.quarantine.entries,
             "disk_bytes": self._database.disk_bytes(),
             "last_seq": ledger.last_seq,
             "queue": self._writer.queued,

@@ -35,6 +35,7 @@ CHECKED_BYTES = 512 * 2**20  # files up to this are checked page by page at ever
 #   life        what upkeep needs of an entry, in narrow rows: expiry and eviction never scan the answers
 #   tombstones  seq numbers that are gone; shares the seq of the entry that replaced them, or has its own
 #   purges      what was purged, as keyed digests: the record must not keep the very text that was erased
+#   feedback    what callers said of hits, see store_feedback.py
 MIGRATIONS = (
     """
     CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -48,6 +49,13 @@ MIGRATIONS = (
     CREATE TABLE life (seq INTEGER PRIMARY KEY, created_at REAL NOT NULL, life_s REAL NOT NULL, used_at REAL NOT NULL);
     CREATE TABLE tombstones (seq INTEGER PRIMARY KEY, removed TEXT NOT NULL);
     CREATE TABLE purges (seq INTEGER PRIMARY KEY, selector TEXT NOT NULL, erase INTEGER NOT NULL);
+    """,
+    """
+    CREATE TABLE feedback (
+        seq INTEGER PRIMARY KEY, entry_key BLOB NOT NULL, asked BLOB NOT NULL, said TEXT NOT NULL,
+        similarity REAL NOT NULL, times INTEGER NOT NULL, entry_id TEXT NOT NULL, tenant TEXT NOT NULL,
+        request TEXT NOT NULL, at REAL NOT NULL, UNIQUE (entry_key, asked, said)
+    );
     """,
 )
 

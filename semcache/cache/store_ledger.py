@@ -13,18 +13,22 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
+from semcache.cache import store_feedback
 from semcache.cache import store_log as log_sql
 from semcache.cache.entry_codec import EntryCodec
+from semcache.cache.quarantine import Mark, Quarantine
 from semcache.cache.store_file import Database
 from semcache.cache.store_log import Purge, Standing
 from semcache.cache.store_reserve import Reserve
 from semcache.errors import StoreFault
-from semcache.types import Change, Entry, Posting, Selector
+from semcache.types import Change, Effect, Entry, Feedback, Posting, Said, Selector
 
 log = logging.getLogger(__name__)
 
 Apply = Callable[[Sequence[Change]], None]
+T = TypeVar("T")
 
 CATCH_UP_CHANGES = 4096  # to a step: some 10 ms, so that others get their turn
 REMOVE_AT_ONCE = 500  # rows to a transaction: some 20 ms, so that puts get their turn
@@ -59,17 +63,20 @@ class Ledger:
         self,
         database: Database,
         codec: EntryCodec,
+        quarantine: Quarantine,
         *,
         on_removed: Callable[[list[int]], None],
         on_erase: Callable[[], None],
         on_lost: Callable[[], None],
     ) -> None:
-        """`on_removed` gets the numbers of entries that are gone, `on_erase` hears of another process's erase, and
-        `on_lost` that the file was taken away. All are called on the writing thread.
+        """`quarantine` is filled, and kept up with the log. `on_removed` gets the numbers of entries that are gone,
+        `on_erase` hears of another process's erase, and `on_lost` that the file was taken away. All are called on the
+        writing thread.
         """
         self._database = database
         self._db = database.connection
         self._codec = codec
+        self._quarantine = quarantine
         self._on_removed = on_removed
         self._on_erase = on_erase
         self._on_lost = on_lost
@@ -89,6 +96,7 @@ class Ledger:
             self.floor_seq = log_sql.get_meta(self._db, "floor")
             self._purge_floor = log_sql.get_meta(self._db, "purge_floor")
             self._purges = log_sql.purges_kept(self._db)
+            quarantine.apply(store_feedback.numbers_and_marks(self._db, 0, self.last_seq)[1])
             self.entries = log_sql.count_entries(self._db)  # an estimate once other processes write, too
         self._next = self.last_seq
         self._wait_no_longer_than(LOCK_RETRY_S)
@@ -132,12 +140,53 @@ class Ledger:
 
     def _remove(self, seqs: Sequence[int]) -> int:
         with self._transaction() as changes:
-            found = log_sql.delete_entries(self._db, seqs)
-            if found:
-                self._next += 1
-                log_sql.insert_tombstones(self._db, [(self._next, found)])
-                changes.append(Change(self._next, None, tuple(found)))
+            found, marks = self._remove_within(seqs, changes)
+        self._quarantine.apply(marks)
         return len(found)
+
+    def _remove_within(self, seqs: Sequence[int], changes: list[Change]) -> tuple[list[int], list[Mark]]:
+        """Within a transaction; what was said of the entries goes with them. The marks count once it is durable."""
+        forgotten = store_feedback.delete_of_entries(self._db, seqs)
+        found = log_sql.delete_entries(self._db, seqs)
+        if found:
+            self._next += 1
+            log_sql.insert_tombstones(self._db, [(self._next, found)])
+            changes.append(Change(self._next, None, tuple(found)))
+        for entry_key in forgotten:
+            self._next += 1
+            store_feedback.insert_forgotten(self._db, entry_key, self._next)
+            changes.append(Change(self._next))
+        return found, [Mark(entry_key, None) for entry_key in forgotten]
+
+    def take_feedback(self, feedback: Feedback) -> Effect:
+        """Record what a caller said of a hit, and do what follows from it. Raises StoreFault."""
+        return self._even_if_full(lambda: self._take_feedback(feedback))
+
+    def _take_feedback(self, feedback: Feedback) -> Effect:
+        entry_key, is_wrong = feedback.entry_key, feedback.said is Said.WRONG
+        marks: list[Mark] = []
+        with self._transaction() as changes:
+            stands = log_sql.standing_of(self._db, [entry_key]).get(entry_key)
+            # A fresh answer to a question is not the one that was wrong; but it answers no other question any better.
+            if stands is None or (is_wrong and feedback.is_exact and not self._is(stands, feedback.entry_id)):
+                return Effect.GONE
+            if is_wrong and feedback.is_exact:
+                _, marks = self._remove_within([stands.seq], changes)
+            elif is_wrong:
+                marks = [Mark(entry_key, feedback.asked, feedback.similarity)]
+            self._next += 1
+            store_feedback.insert(self._db, feedback, self._next)
+            changes.append(Change(self._next))
+        self._quarantine.apply(marks)
+        if not is_wrong:
+            return Effect.RECORDED
+        if feedback.is_exact:
+            return Effect.REMOVED
+        return Effect.TIGHTENED if self._quarantine.is_tightened(entry_key) else Effect.QUARANTINED
+
+    def _is(self, standing: Standing, entry_id: str) -> bool:
+        found = self._db.execute("SELECT id FROM entries WHERE seq = ?", (standing.seq,)).fetchone()
+        return bool(found == (entry_id,))
 
     def record_purge(self, selector: Selector, *, erase: bool) -> int:
         """From here on, no entry that the selector takes is kept unless its flight began later. Return the number."""
@@ -148,6 +197,7 @@ class Ledger:
             self._next += 1
             purge = Purge.of(selector, self._next, erase=erase, codec=self._codec)
             log_sql.insert_purge(self._db, purge)
+            store_feedback.delete_orphans(self._db)
             changes.append(Change(purge.seq))
         self._purges.append(purge)
         return purge.seq
@@ -167,6 +217,7 @@ class Ledger:
         with self._transaction():
             floor = max(self.floor_seq, log_sql.forget(self._db, "tombstones", keep_tombstones))
             purge_floor = max(self._purge_floor, log_sql.forget(self._db, "purges", keep_purges))
+            store_feedback.trim(self._db)
             log_sql.set_meta(self._db, "floor", floor)
             log_sql.set_meta(self._db, "purge_floor", purge_floor)
         self.floor_seq, self._purge_floor = floor, purge_floor
@@ -204,7 +255,7 @@ class Ledger:
         with self._faults():
             self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
 
-    def _even_if_full(self, write: Callable[[], int]) -> int:
+    def _even_if_full(self, write: Callable[[], T]) -> T:
         """Deleting needs room, too: on a full disk the reserve gives it, and the log once it is cut."""
         try:
             return write()
@@ -312,6 +363,7 @@ class Ledger:
             batch = log_sql.changes_after(self._db, position, self.floor_seq, self._embedder, CATCH_UP_CHANGES)
             changes += batch.changes
             self._purges += batch.purges
+            self._quarantine.apply(batch.marks)
             self.floor_seq = batch.floor
             self._erased_elsewhere |= any(purge.erase for purge in batch.purges)
             position = batch.position

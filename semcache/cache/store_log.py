@@ -1,9 +1,9 @@
-"""The change log in SQL: every statement that reads or writes entries, tombstones and purges.
+"""The change log in SQL: every statement that reads or writes entries, tombstones and purges (feedback: next door).
 
-Functions of a connection, without threads or policy. One counter numbers entries, tombstones and purges; it is the
-largest number in any of the tables or the floor, so it is never reused. Lists of numbers travel as one JSON parameter
-and rows in batches: sqlite3 gives up the interpreter's lock at every step, and a busy event loop takes milliseconds to
-hand it back, so a write of a hundred rows must be a few steps and not a hundred.
+Functions of a connection, without threads or policy. One counter numbers all four; it is the largest number in any of
+the tables or the floor, so it is never reused. Lists of numbers travel as one JSON parameter and rows in batches:
+sqlite3 gives up the interpreter's lock at every step, and a busy event loop takes milliseconds to hand it back, so a
+write of a hundred rows must be a few steps and not a hundred.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from semcache.cache import store_feedback
 from semcache.cache.entry_codec import COLUMNS, EntryCodec, Row, vector_from
+from semcache.cache.quarantine import Mark
 from semcache.types import Change, Entry, Posting, Selector, Vector
 
 _BATCHES = (64, 16, 4, 1)  # rows to a statement: few sizes, so that each is compiled once
@@ -82,6 +84,7 @@ class Batch(NamedTuple):
 
     changes: list[Change]
     purges: list[Purge]
+    marks: list[Mark]
     position: int  # everything up to here is in it
     more: bool  # whether the log goes on after it
     floor: int  # tombstones up to here have been forgotten
@@ -90,7 +93,8 @@ class Batch(NamedTuple):
 def newest_seq(db: sqlite3.Connection) -> int:
     (newest,) = db.execute(
         "SELECT max(ifnull((SELECT max(seq) FROM entries), 0), ifnull((SELECT max(seq) FROM tombstones), 0),"
-        " ifnull((SELECT max(seq) FROM purges), 0), ifnull((SELECT value FROM meta WHERE name = 'floor'), 0))"
+        " ifnull((SELECT max(seq) FROM purges), 0), ifnull((SELECT max(seq) FROM feedback), 0),"
+        " ifnull((SELECT value FROM meta WHERE name = 'floor'), 0))"
     ).fetchone()
     return int(newest)
 
@@ -125,6 +129,9 @@ def changes_after(db: sqlite3.Connection, after: int, known_floor: int, embedder
     purges = [_purge_from(row) for row in stretch]
     for purge in purges:
         merged.setdefault(purge.seq, Change(purge.seq))
+    numbers, marks = store_feedback.numbers_and_marks(db, after, position)
+    for seq in numbers:
+        merged.setdefault(seq, Change(seq))
     if position > after:
         merged.setdefault(position, Change(position))  # what stood here is gone, but the position is reached
     changes = [merged[seq] for seq in sorted(merged)]
@@ -132,7 +139,7 @@ def changes_after(db: sqlite3.Connection, after: int, known_floor: int, embedder
     if after and changes and floor > max(after, known_floor):
         first = changes[0]
         changes[0] = Change(first.seq, first.added, _missing_seqs(db, after) + first.removed)
-    return Batch(changes, purges, position, more, floor)
+    return Batch(changes, purges, marks, position, more, floor)
 
 
 def standing_of(db: sqlite3.Connection, exact_keys: Sequence[bytes]) -> dict[bytes, Standing]:
