@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from enum import Enum
@@ -16,6 +15,8 @@ from math import gcd
 from typing import NamedTuple
 
 from semcache.cache.measures import ANYWHERE, BESIDE_A_NUMBER, POUND, Measure
+from semcache.cache.number_words import NUMBER_WORDS, ORDINALS, SCALES, SMALL, TENS, read_scales, read_spoken
+from semcache.cache.tokens import Token, cut, kind_at, word_at
 
 
 class Role(Enum):
@@ -43,99 +44,12 @@ class Reading(NamedTuple):
     figures: tuple[Figure, ...]
 
 
-class Token(NamedTuple):
-    kind: str  # the group of _TOKEN
-    text: str
-    start: int
-    end: int
-
-
 @lru_cache(maxsize=8192)  # a popular stored question is compared again and again
 def read(question: str) -> Reading:
-    text = fold(question)
-    tokens = [Token(str(m.lastgroup), m[0], m.start(), m.end()) for m in _TOKEN.finditer(text)]
+    tokens = cut(question)
     return Reading(tuple(token.text for token in tokens), tuple(_figures(tokens)))
 
 
-_VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215f\u2189]")  # one half as one sign, and the like
-_HALF_OF_DAY = re.compile(r"\b([ap])\.\s?m\b\.?")
-_PHRASES = (
-    (re.compile(r"\bper cent\b"), "percent"),
-    (re.compile(r"\b(?:24\s?x\s?7|24 hours(?: a day)?,? (?:and )?(?:7|seven) days(?: a week)?)\b"), "24/7"),
-    (re.compile(r"\b(?:a)?round[- ]the[- ]clock\b"), "24/7"),
-    (re.compile(r"\bo['\u2019]clock\b"), "oclock"),
-    (re.compile(r"\bu\.?s\.? ?\$"), "$"),
-    (re.compile(r"\b(?:an?|one) ([^\W\d_]+) and a half\b"), r"1.5 \1s"),
-)
-
-
-def fold(question: str) -> str:
-    """One case, one form of each letter and digit, and single spellings of what is written with dots and blanks."""
-    if question.isascii():
-        text = question.lower()
-    else:
-        split = _VULGAR.sub(lambda sign: " " + unicodedata.normalize("NFKC", sign[0]), question)
-        text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", split).casefold())
-        text = "".join(str(unicodedata.decimal(sign)) if sign.isdecimal() else sign for sign in text)
-        text = text.replace("\u2044", "/").replace("\u2212", "-").replace("\u2019", "'")
-    if ".m" in text or ". m" in text:
-        text = _HALF_OF_DAY.sub(r"\1m", text)
-    for pattern, spelling in _PHRASES:
-        text = pattern.sub(spelling, text)
-    return text
-
-
-_TOKEN = re.compile(
-    r"""
-    (?P<word>[^\W\d_]+(?:'[^\W\d_]+)?)  # first, since most are
-    |(?P<date>(?<![\d.,])(?:\d{4}(?P<dash>[-/.])\d{1,2}(?P=dash)\d{1,2}|\d{1,2}(?P<slash>[-/.])\d{1,2}(?P=slash)\d{4}|\d{1,2}/\d{1,2}/\d\d)(?![\d/]))
-    |(?P<phone>(?<![\w.,/-])\+?(?:\d{1,3}[ .-]?)?(?:\(\d{2,5}\)|\d{3,5})[ .-]\d{3,4}[ .-]\d{3,4}(?![\w,/-]|\.\d)
-        |(?<![\w.,/-])\d{3}-\d{4}(?![\w,/-]|\.\d)|(?<![\w.,/-])(?:\d{4}[ -]){3}\d{4}(?!\w))
-    |(?P<time>(?<![\d:.])\d{1,2}:\d\d(?::\d\d)?(?![\d:]))
-    |(?P<fraction>(?<![\w.,/-])\d{1,3}/\d{1,3}(?![\w/]))
-    |(?P<number>(?:(?<![\w.,)-])-)?\d+(?:[.,]\d+)*)
-    |(?P<mark>[%$\u20ac\u00a3\u00a5\u20b9\u20a9\u20bd\u00b0\u00a2\u00d7\u00f7+*/'"\u2013\u2014-])
-    """,
-    re.VERBOSE,
-)
-
-SMALL: Mapping[str, int] = {
-    word: number
-    for number, words in enumerate(
-        "one first|two second|three third|four fourth|five fifth|six sixth|seven seventh|eight eighth|nine ninth|"
-        "ten tenth|eleven eleventh|twelve twelfth|thirteen thirteenth|fourteen fourteenth|fifteen fifteenth|"
-        "sixteen sixteenth|seventeen seventeenth|eighteen eighteenth|nineteen nineteenth".split("|"),
-        start=1,
-    )
-    for word in words.split()
-}
-TENS: Mapping[str, int] = {
-    word: 10 * number
-    for number, words in enumerate(
-        "twenty twentieth|thirty thirtieth|forty fortieth|fifty fiftieth|sixty sixtieth|seventy seventieth|"
-        "eighty eightieth|ninety ninetieth".split("|"),
-        start=2,
-    )
-    for word in words.split()
-}
-_ORDINALS = frozenset(word for word in (*SMALL, *TENS) if word.endswith("th") or word in ("first", "second", "third"))
-_SCALES: Mapping[str, int] = {
-    "thousand": 1_000,
-    "grand": 1_000,
-    "lakh": 100_000,
-    "lakhs": 100_000,
-    "lac": 100_000,
-    "million": 1_000_000,
-    "mn": 1_000_000,
-    "mio": 1_000_000,
-    "crore": 10_000_000,
-    "crores": 10_000_000,
-    "billion": 1_000_000_000,
-    "bn": 1_000_000_000,
-    "bil": 1_000_000_000,
-    "trillion": 1_000_000_000_000,
-}
-_ALONE = frozenset({"thousand", "million", "billion", "trillion", "lakh", "crore"})  # scales that start a number
 _GLUED = {"k": 1_000, "m": 1_000_000, "b": 1_000_000_000}  # 15k; m and b after money only
 _DECADES = {
     word: f"19{ten}0s"
@@ -196,9 +110,9 @@ def _figures(tokens: Sequence[Token]) -> Iterator[Figure]:
 
 def _from_word(tokens: Sequence[Token], at: int) -> tuple[Sequence[Figure], int]:
     word = tokens[at].text
-    if word in SMALL or word in TENS or word in _ALONE or word in ("hundred", "dozen", "half"):
+    if word in NUMBER_WORDS:
         return _spoken_figure(tokens, at)
-    if word in _TIMES and _word(tokens, at - 1) not in ("than", "at"):  # more than once, at once
+    if word in _TIMES and word_at(tokens, at - 1) not in ("than", "at"):  # more than once, at once
         return [Figure(_TIMES[word], Role.TIMES)], at + 1
     if word in _ROMAN:
         return [Figure(_ROMAN[word])], at + 1
@@ -206,27 +120,27 @@ def _from_word(tokens: Sequence[Token], at: int) -> tuple[Sequence[Figure], int]
         return [Figure(_LETTERS[word], Role.LETTER)], at + 1
     if word in MONTHS:
         near = {
-            _kind(tokens, at - 1),
-            _kind(tokens, at + 1),
-            _kind(tokens, at - 2) if _word(tokens, at - 1) == "of" else "",
+            kind_at(tokens, at - 1),
+            kind_at(tokens, at + 1),
+            kind_at(tokens, at - 2) if word_at(tokens, at - 1) == "of" else "",
         }
-        ordinal = _word(tokens, at + 1) in SMALL or _word(tokens, at - 1) in {"of", *SMALL}
+        ordinal = word_at(tokens, at + 1) in SMALL or word_at(tokens, at - 1) in {"of", *SMALL}
         return [Figure(str(MONTHS[word]), Role.MONTH)] if "number" in near or ordinal else [], at + 1
     if word in ("minus", "plus"):
-        number = _kind(tokens, at + 1) == "number"
-        spoken = _word(tokens, at + 1) in SMALL or _word(tokens, at + 1) in TENS
-        if word == "minus" and _kind(tokens, at - 1) != "number" and (number or spoken):
+        number = kind_at(tokens, at + 1) == "number"
+        spoken = word_at(tokens, at + 1) in SMALL or word_at(tokens, at + 1) in TENS
+        if word == "minus" and kind_at(tokens, at - 1) != "number" and (number or spoken):
             figures, after = (_from_digits if number else _spoken_figure)(tokens, at + 1)
             return [each._replace(value="-" + each.value, role=Role.COUNTS, also=None) for each in figures], after
         return [Figure(_SIGNS[word], Role.SIGN)], at + 1
     if word in _FIXED:
         return [_FIXED[word]], at + 1
-    if word == "i" and _word(tokens, at - 1) in _BEFORE_I:
+    if word == "i" and word_at(tokens, at - 1) in _BEFORE_I:
         return [Figure("1", Role.MAYBE)], at + 1
-    if word in ("couple", "pair") and _word(tokens, at + 1) == "of":
+    if word in ("couple", "pair") and word_at(tokens, at + 1) == "of":
         return [Figure("2", Role.MAYBE)], at + 1
     if word == "zero":
-        if _word(tokens, at - 1) == "below":
+        if word_at(tokens, at - 1) == "below":
             return [Figure("below zero")], at + 1
         return [Figure("0", Role.MAYBE)], at + 1
     return (), at + 1
@@ -242,9 +156,9 @@ _FIXED = {
 
 def _spoken_figure(tokens: Sequence[Token], at: int) -> tuple[Sequence[Figure], int]:
     word = tokens[at].text
-    value, after = _spoken(tokens, at)
+    value, after = read_spoken(tokens, at)
     if after == at + 1:
-        if word == "second" and _is_time(_word(tokens, at - 1), _word(tokens, at + 1)):
+        if word == "second" and _is_time(word_at(tokens, at - 1), word_at(tokens, at + 1)):
             return (), after
         if word == "first":
             return [Figure("1", Role.MAYBE)], after
@@ -263,62 +177,10 @@ def _is_time(before: str, behind: str) -> bool:
     )
 
 
-def _spoken(tokens: Sequence[Token], at: int) -> tuple[Decimal, int]:
-    """A number of words, or of digits with words after them: "three hundred and six", "4.1 billion", "half a dozen"."""
-    total, current, least = Decimal(0), Decimal(0), None
-    begun = at
-    while at < len(tokens):
-        word = tokens[at].text
-        if at > begun and word == "and" and _may_follow(tokens, at + 1, current, total):
-            at += 1
-            word = tokens[at].text
-        elif at > begun and word == "-" and _may_follow(tokens, at + 1, current, total):
-            at += 1
-            word = tokens[at].text
-        if word in SMALL or word in TENS:
-            small = SMALL.get(word) or TENS[word]
-            if current in (18, 19, 20) and total == 0 and small >= 10:  # a year: nineteen eighty
-                current = current * 100 + small
-            elif at == begun or _may_follow(tokens, at, current, total):
-                current += small
-            else:
-                break
-        elif word == "hundred" and current < 100:
-            current = max(current, Decimal(1)) * 100
-        elif word == "dozen" and total == 0 and current < 100:
-            return max(current, Decimal(1)) * 12, at + 1
-        elif word in _SCALES and (current or at == begun) and (least is None or _SCALES[word] < least):
-            least = _SCALES[word]
-            total += max(current, Decimal(1)) * least
-            current = Decimal(0)
-        elif word == "half" and at == begun:
-            if _word(tokens, at + 1) == "a" and _word(tokens, at + 2) == "dozen":
-                return Decimal(6), at + 3
-            return Decimal("0.5"), at + 1
-        else:
-            break
-        at += 1
-    value = total + current
-    if [_word(tokens, at + step) for step in range(3)] == ["and", "a", "half"]:
-        return value + Decimal("0.5"), at + 3
-    return value, at
-
-
-def _may_follow(tokens: Sequence[Token], at: int, current: Decimal, total: Decimal) -> bool:
-    """Whether the next word belongs to the same number ("twenty", "five") or starts another ("two", "three")."""
-    word = _word(tokens, at)
-    if word in SMALL:
-        value = SMALL[word]
-        if value >= 10:
-            return current % 100 == 0 and current + total > 0
-        return current + total > 0 and current % 10 == 0 and current % 100 != 10
-    return word in TENS and current % 100 == 0 and current + total > 0
-
-
 def _from_digits(tokens: Sequence[Token], at: int) -> tuple[Sequence[Figure], int]:
     token = tokens[at]
     text = token.text
-    if text[0] == "-" and _kind(tokens, at - 1) == "number":
+    if text[0] == "-" and kind_at(tokens, at - 1) == "number":
         text = text[1:]  # "3 -5" is a range
     if _GROUPED.fullmatch(text):
         text = text.replace(",", "")
@@ -329,7 +191,7 @@ def _from_digits(tokens: Sequence[Token], at: int) -> tuple[Sequence[Figure], in
     value, after = Decimal(text), at + 1
     following = tokens[after] if after < len(tokens) else None
     glued = following.text if following is not None and following.start == token.end else ""
-    if (glued or _word(tokens, after)) == "k" or (glued in _GLUED and _money_before(tokens, at)):
+    if (glued or word_at(tokens, after)) == "k" or (glued in _GLUED and _money_before(tokens, at)):
         value *= _GLUED[glued or "k"]
         return _finished(tokens, at, _plain(value), value, after + 1)
     if following is not None and following.kind == "fraction" and "." not in text:
@@ -341,39 +203,32 @@ def _from_digits(tokens: Sequence[Token], at: int) -> tuple[Sequence[Figure], in
             return [Figure(text + "s", also=text + "s")], after + 1
         if len(text) == 2 and text >= "30":
             return [Figure(text, also=f"19{text}s")], after + 1
-    if following is not None and (following.text in _SCALES or following.text in ("hundred", "dozen")):
-        value, after = _scaled(tokens, after, value)
+    if following is not None and (following.text in SCALES or following.text in ("hundred", "dozen")):
+        value, after = read_scales(tokens, after, value)
         return _finished(tokens, at, _plain(value), value, after)
-    if [_word(tokens, after + step) for step in range(3)] == ["and", "a", "half"]:
+    if [word_at(tokens, after + step) for step in range(3)] == ["and", "a", "half"]:
         return _finished(tokens, at, _plain(value + Decimal("0.5")), value + Decimal("0.5"), after + 3)
     return _finished(tokens, at, _code(text), value, after)
 
 
-def _scaled(tokens: Sequence[Token], at: int, value: Decimal) -> tuple[Decimal, int]:
-    while (word := _word(tokens, at)) in _SCALES or word in ("hundred", "dozen"):
-        value *= _SCALES.get(word) or {"hundred": 100, "dozen": 12}[word]
-        at += 1
-    return value, at
-
-
 def _finished(tokens: Sequence[Token], at: int, text: str, value: Decimal, after: int) -> tuple[Sequence[Figure], int]:
     """A number with what stands beside it: a unit, a half of the day, "times", "top", a month."""
-    word, last = _word(tokens, after), tokens[after - 1]
-    is_ordinal = last.text in _ORDINALS
+    word, last = word_at(tokens, after), tokens[after - 1]
+    is_ordinal = last.text in ORDINALS
     if word in ("st", "nd", "rd", "th") and tokens[after].start == last.end:
         is_ordinal = True
         after += 1
-        word = _word(tokens, after)
+        word = word_at(tokens, after)
     if word in ("am", "pm"):
         return [Figure(text, also=_clock(text, "00", word))], after + 1
     if word == "times":
-        if _kind(tokens, after + 1) == "number":
+        if kind_at(tokens, after + 1) == "number":
             return [Figure(text), Figure("*", Role.SIGN)], after + 1
         if value <= 3:
             return [Figure(text, Role.TIMES)], after + 1
     measure, beyond = _measure(tokens, at, after)
     if measure is None:
-        is_wish = not is_ordinal and value <= LONGEST_LIST and _is_wish(_word(tokens, at - 1), word)
+        is_wish = not is_ordinal and value <= LONGEST_LIST and _is_wish(word_at(tokens, at - 1), word)
         return [Figure(text, Role.LENGTH if is_wish else Role.COUNTS, thing=word)], after
     text = _plain(value) if measure.kind == "currency" else text
     if measure.size is None:
@@ -395,10 +250,10 @@ def _is_wish(before: str, behind: str) -> bool:
 
 def _smaller_part(tokens: Sequence[Token], at: int, measure: Measure) -> tuple[Decimal | None, int]:
     """The size of what goes on from 1 hour with 30 minutes, from 5 feet with 10 inches."""
-    if _word(tokens, at) == "and":
+    if word_at(tokens, at) == "and":
         at += 1
-    part = BESIDE_A_NUMBER.get(_word(tokens, at + 1))
-    if _kind(tokens, at) == "number" and part and part.kind == measure.kind and _is_smaller(part, measure):
+    part = BESIDE_A_NUMBER.get(word_at(tokens, at + 1))
+    if kind_at(tokens, at) == "number" and part and part.kind == measure.kind and _is_smaller(part, measure):
         (figure, *_), end = _from_digits(tokens, at)
         if figure.measure == part and figure.also:
             return Decimal(figure.also.split()[0]), end
@@ -412,14 +267,14 @@ def _is_smaller(part: Measure, whole: Measure) -> bool:
 def _measure(tokens: Sequence[Token], at: int, after: int) -> tuple[Measure | None, int]:
     """The unit of the number at `at`, which ends before `after`, and where what follows it begins."""
     if _money_before(tokens, at):
-        return ANYWHERE[_word(tokens, at - 1)], after
-    word = _word(tokens, after)
+        return ANYWHERE[word_at(tokens, at - 1)], after
+    word = word_at(tokens, after)
     if word == "-" or (word in ("a", "an", "of") and tokens[at].text == "half"):
         after += 1
-        word = _word(tokens, after)
+        word = word_at(tokens, after)
     if word in ("\u00b0", "degree", "degrees"):
         scale = {"c": "celsius", "f": "fahrenheit", "k": "kelvin"}.get(
-            _word(tokens, after + 1), _word(tokens, after + 1)
+            word_at(tokens, after + 1), word_at(tokens, after + 1)
         )
         if scale in ANYWHERE and ANYWHERE[scale].kind == "temperature":
             return ANYWHERE[scale], after + 2
@@ -432,13 +287,13 @@ def _measure(tokens: Sequence[Token], at: int, after: int) -> tuple[Measure | No
 
 
 def _money_before(tokens: Sequence[Token], at: int) -> bool:
-    measure = ANYWHERE.get(_word(tokens, at - 1))
+    measure = ANYWHERE.get(word_at(tokens, at - 1))
     return measure is not None and measure.kind == "currency"
 
 
 def _from_time(tokens: Sequence[Token], at: int) -> tuple[Sequence[Figure], int]:
     hour, _, rest = tokens[at].text.partition(":")
-    half = _word(tokens, at + 1)
+    half = word_at(tokens, at + 1)
     short = hour.lstrip("0") or "0"
     value = short if rest == "00" else f"{short}:{rest}"
     if half in ("am", "pm"):
@@ -455,7 +310,7 @@ def _clock(hour: str, rest: str, half: str) -> str | None:
 
 def _from_mark(tokens: Sequence[Token], at: int) -> Sequence[Figure]:
     sign = _SIGNS.get(tokens[at].text)
-    between = _kind(tokens, at - 1) == "number" and _kind(tokens, at + 1) == "number"
+    between = kind_at(tokens, at - 1) == "number" and kind_at(tokens, at + 1) == "number"
     spaced = between and tokens[at - 1].end < tokens[at].start < tokens[at + 1].start - 1
     if between and (sign or (spaced and tokens[at].text == "-")):
         return [Figure(sign or "-", Role.SIGN)]
@@ -499,16 +354,8 @@ def _fraction(text: str) -> Decimal | None:
 
 
 # Every word that says something of numbers, so that all others are passed over at once.
-_OPENING = frozenset(
-    {"hundred", "dozen", "half", "minus", "plus", "i", "couple", "pair", "zero"}
-    | SMALL.keys()
-    | TENS.keys()
-    | _ALONE
-    | _TIMES.keys()
-    | _ROMAN.keys()
-    | _LETTERS.keys()
-    | MONTHS.keys()
-    | _FIXED.keys()
+_OPENING = NUMBER_WORDS.union(
+    {"minus", "plus", "i", "couple", "pair", "zero"}, _TIMES, _ROMAN, _LETTERS, MONTHS, _FIXED
 )
 _CODES = {"date": _from_date, "phone": _from_phone, "fraction": _from_fraction}
 
@@ -521,11 +368,3 @@ def _code(text: str) -> str:
 
 def _plain(value: Decimal) -> str:
     return format(value.normalize(), "f")
-
-
-def _kind(tokens: Sequence[Token], at: int) -> str:
-    return tokens[at].kind if 0 <= at < len(tokens) else ""
-
-
-def _word(tokens: Sequence[Token], at: int) -> str:
-    return tokens[at].text if 0 <= at < len(tokens) else ""

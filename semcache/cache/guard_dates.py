@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import lru_cache
 from typing import NamedTuple
 
-from semcache.cache.figures import MONTHS, SMALL, TENS, calendar_date, read
+from semcache.cache.figures import MONTHS, calendar_date, read
+from semcache.cache.number_words import SMALL, TENS
 
 
 class Detail(NamedTuple):
