@@ -12,13 +12,15 @@ import unicodedata
 from functools import lru_cache
 from typing import NamedTuple
 
+from semcache.cache.vocabulary import stem
+
 
 def code_differ(asked: str, stored: str) -> bool:
     """Whether a piece of either text is missing in the other.
 
     1. Pieces on both sides that are not the other's: exchanged, unless each stands in the other without its marks.
-    2. Pieces on one side only: a quotation has to stand in the other as it is, any other piece word by word, since
-       `git push` is also "a push with git". An operator has no words, so it is always missing.
+    2. Pieces on one side only: their words have to be in the other, in whatever form and order, since `git push` is
+       also "a push with git". An operator has no words, so it is always missing.
     """
     if asked == stored:
         return False
@@ -32,7 +34,6 @@ def code_differ(asked: str, stored: str) -> bool:
 class _Piece(NamedTuple):
     text: str  # in lower case and without white space
     words: str  # its words, a space around each; empty for an operator
-    is_quoted: bool = False
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Piece) and self.text == other.text
@@ -51,9 +52,10 @@ class _Reading(NamedTuple):
         return piece.words in self.words if piece.words.strip() else piece.text in self.text
 
     def has_words_of(self, piece: _Piece) -> bool:
-        if piece.is_quoted or not piece.words.strip():
+        if not piece.words.strip():
             return self.has(piece)
-        return all(f" {word} " in self.words for word in piece.words.split())
+        own = {stem(word) for word in self.words.split()}
+        return all(stem(word) in own for word in piece.words.split())
 
 
 _READ = 20_000  # characters: longer texts never get so far, as no embedder reads them; it bounds what a caller can cost
@@ -69,7 +71,7 @@ def _read(text: str) -> _Reading:
         # Quotation marks around nearly everything quote nothing: a title that was copied with them.
         if 2 * len(inner) > len(text):
             return inner
-        pieces.add(_Piece(_plain(inner), _words(inner), is_quoted=True))
+        pieces.add(_Piece(_plain(inner), _words(inner)))
         return " "
 
     rest = _QUOTED.sub(take, text)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from semcache.cache.gazetteer import LONGEST, SPELLINGS
 from semcache.cache.guard_language import read_language
-from semcache.cache.vocabulary import COMMON, NAMES, is_general, is_plain_english, is_slip, stem
+from semcache.cache.vocabulary import COMMON, DATES, NAMES, is_general, is_glued, is_plain_english, is_slip, stem
 
 
 def entities_differ(asked: str, stored: str) -> bool:
@@ -138,10 +138,18 @@ def _unlisted(text: str, tokens: list[tuple[str, int]], places: Iterable[int]) -
         if plain in NAMES or stem(plain) in NAMES:
             marks.append(_Mark(plain, frozenset(), frozenset(), True, True, place))
         elif is_plain_english(word):
-            if capital and len(word.partition("'")[0]) > 1 and not token.isupper() and word not in COMMON:
+            if (
+                capital
+                and len(word.partition("'")[0]) > 1
+                and not token.isupper()
+                and word not in COMMON
+                and word not in DATES
+            ):
                 marks.append(_Mark(plain, frozenset(), _CAPITAL, False, True, place))
         elif cased and token.isupper():
             marks.append(_Mark(plain, frozenset(), _CAPITAL, False, True, place))
+        elif not capital and is_glued(plain):
+            marks.append(_Mark(plain, frozenset(), _CAPITAL, False, False, place))
         elif len(plain) > 3 and (capital or not is_slip(plain)):
             unknown += 1
             marks.append(_Mark(plain, frozenset(), _CAPITAL, True, False, place))

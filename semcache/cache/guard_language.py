@@ -20,7 +20,7 @@ def language_differ(asked: str, stored: str) -> bool:
     if asked == stored:
         return False
     one, other = read_language(asked), read_language(stored)
-    if one.target != other.target:
+    if one.target - other.named or other.target - one.named:
         return True
     if one.script and other.script and one.script != other.script:
         return True
@@ -34,13 +34,15 @@ class Reading(NamedTuple):
     script: str | None  # of most letters
     language: str | None  # two letters, of those in _COMMON
     is_foreign: bool  # surely not English, though which language is not known
-    target: frozenset[str]  # the languages an answer is wanted in, by name
+    target: frozenset[str]  # the languages an answer is wanted in, by name; English goes without saying
+    named: frozenset[str]  # all languages that the text names
 
 
 @lru_cache(maxsize=4096)
 def read_language(text: str) -> Reading:
     text = unicodedata.normalize("NFKC", text).casefold()
     target = frozenset(_LANGUAGES[found[1]] for found in _TARGET.finditer(text) if found[1] in _LANGUAGES)
+    named = frozenset(_LANGUAGES[word] for word in _WORD.findall(text[:_READ]) if word in _LANGUAGES)
     own = _NOT_OWN.sub(" ", text)  # what is quoted, named or linked is not the asker's own language
     script = _find_script(own)
     votes, words = _vote(own)
@@ -48,7 +50,7 @@ def read_language(text: str) -> Reading:
     is_foreign = language not in (None, "en") or (
         not votes.get("en") and (words >= 3 or _FOREIGN.search(own) is not None)
     )
-    return Reading(script, language, is_foreign, target)
+    return Reading(script, language, is_foreign, target - {"english"}, named)
 
 
 # Quotes are passed over up to 200 characters: a lone quotation mark must not hide the rest of a long text.
@@ -117,7 +119,7 @@ _COMMON: Mapping[str, str] = {
     "fr": "que quoi comment est le la les de des du et en dans je peux mon ma mes pour vous pourquoi sont quel "
     "quelle quels quelles quand qui où il elle sur avec être meilleur avoir ai si nous ce cette ces votre "
     "ne pas ou un une au aux par comme moi on puis faire fait faut mot peut avez combien plus quelqu veux "
-    "voudrais besoin aide c l d qu j s",
+    "voudrais besoin aide qu",
     "es": "qué que cómo como es el la los las de del y en yo puedo mi mis para por usted porqué son cuál cual "
     "cuáles cuándo cuando quién quien dónde donde se con ser mejor tener tengo debo si este esta su no o "
     "un una al hay me lo hacer hace puede cuánto cuántos cuesta quiero necesito está están tiene más "

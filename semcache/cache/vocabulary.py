@@ -83,22 +83,30 @@ _JOINT = re.compile(r"[.&-]")
 
 
 @lru_cache(maxsize=8192)
+def is_glued(word: str) -> bool:
+    """Whether it is two ordinary words without the space: a slip ("needhelp"), or a name ("doordash")."""
+    return any(_is_ordinary(word[:at]) and _is_ordinary(word[at:]) for at in range(2, len(word) - 1)) or (
+        word[:1] in ("i", "a") and _is_ordinary(word[1:])
+    )
+
+
+@lru_cache(maxsize=8192)
 def is_slip(word: str) -> bool:
     """Whether a letter more, less, other or displaced makes it an ordinary word: a typo, and no name. Costs 0.5 ms."""
     if not 4 <= len(word) <= 20:
         return False
     splits = [(word[:at], word[at:]) for at in range(len(word) + 1)]
     for left, right in splits:
-        if right and is_general_cheaply(left + right[1:]):
+        if right and _is_ordinary(left + right[1:]):
             return True
-        if len(right) > 1 and is_general_cheaply(left + right[1] + right[0] + right[2:]):
+        if len(right) > 1 and _is_ordinary(left + right[1] + right[0] + right[2:]):
             return True
         for letter in "abcdefghijklmnopqrstuvwxyz":
-            if is_general_cheaply(left + letter + right) or (right and is_general_cheaply(left + letter + right[1:])):
+            if _is_ordinary(left + letter + right) or (right and _is_ordinary(left + letter + right[1:])):
                 return True
     return False
 
 
-def is_general_cheaply(word: str) -> bool:
+def _is_ordinary(word: str) -> bool:
     """`is_general`, without a place among the remembered."""
-    return str(_STEMMER.stemWord(word)) in _GENERAL
+    return word in DATES or str(_STEMMER.stemWord(word)) in _GENERAL
