@@ -41,6 +41,10 @@ class Reason(StrEnum):
     FEEDBACK = "feedback"  # near enough, but called wrong: for this question, or for others as near as this
     GUARD_NUMBER = "guard-number"  # near enough, but the numbers differ
     GUARD_UNIT = "guard-unit"  # ... the units or currencies differ
+    GUARD_COMPARISON = "guard-comparison"  # ... one asks for the least where the other asks for the most
+    GUARD_NEGATION = "guard-negation"  # ... one denies what the other affirms, or they ask for opposites
+    GUARD_ROLES = "guard-roles"  # ... who does it to whom, or from where to where, differs
+    GUARD_QUESTION = "guard-question"  # ... one asks when and the other where, or the like
     GUARD_LANGUAGE = "guard-language"  # ... they are in different languages, or want their answers in different ones
     GUARD_CODE = "guard-code"  # ... something quoted or written for machines differs
     GUARD_ENTITY = "guard-entity"  # ... a place, a person, a product or another name differs

@@ -10,10 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from semcache.cache.guard_code import code_differ
+from semcache.cache.guard_comparison import comparison_differ
 from semcache.cache.guard_dates import dates_differ
 from semcache.cache.guard_entities import entities_differ
 from semcache.cache.guard_language import language_differ
+from semcache.cache.guard_negation import negation_differ
 from semcache.cache.guard_numbers import numbers_differ
+from semcache.cache.guard_question import question_differ
+from semcache.cache.guard_roles import roles_differ
 from semcache.cache.guard_units import units_differ
 from semcache.types import Reason
 
@@ -24,6 +28,10 @@ GUARDS: Mapping[str, tuple[Guard, Reason]] = {
     "numbers": (numbers_differ, Reason.GUARD_NUMBER),
     "units": (units_differ, Reason.GUARD_UNIT),
     "dates": (dates_differ, Reason.GUARD_DATE),
+    "comparison": (comparison_differ, Reason.GUARD_COMPARISON),
+    "negation": (negation_differ, Reason.GUARD_NEGATION),
+    "roles": (roles_differ, Reason.GUARD_ROLES),
+    "question": (question_differ, Reason.GUARD_QUESTION),
     "language": (language_differ, Reason.GUARD_LANGUAGE),
     "code": (code_differ, Reason.GUARD_CODE),
     "entities": (entities_differ, Reason.GUARD_ENTITY),
