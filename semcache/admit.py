@@ -24,8 +24,10 @@ class Admission:
     def __init__(self, tenants: Sequence[TenantSettings]) -> None:
         # Keys are compared by their digests: the time of a dict lookup tells nothing about a key.
         self._by_digest: dict[bytes, Tenant] = {}
+        self._by_name: dict[str, Tenant] = {}
         for settings in tenants:
             tenant = Tenant(settings.name, frozenset(settings.regions), settings.namespaces)
+            self._by_name[settings.name] = tenant
             for key in settings.keys:
                 self._by_digest[_digest(key.get_secret_value())] = tenant
         self._identify = lru_cache(maxsize=4096)(self._identify_uncached)
@@ -44,6 +46,15 @@ class Admission:
             tuple(headers.getall("x-api-key", ())),
             tuple(headers.getall("api-key", ())),
         )
+
+    def named(self, name: str) -> Tenant:
+        """The tenant of this name, or where none are configured of this id. Raises ClientError."""
+        if not self._by_digest:
+            return Tenant(name)
+        if name not in self._by_name:
+            known = ", ".join(self._by_name)
+            raise ClientError(f'no tenant is called "{name[:80]}"; there are {known}', param="tenant")
+        return self._by_name[name]
 
     def namespace(self, tenant: Tenant, asked: str) -> str:
         """The namespace to use: what was asked, if the tenant may; else his first, or none. Raises ClientError 403."""

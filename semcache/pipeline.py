@@ -165,6 +165,14 @@ class Pipeline:
         assert isinstance(reply, Followed)
         return reply
 
+    def learned(self, plan: Plan) -> Unstorable | None:
+        """Why answers to this were found not to be storable, a short while ago; None where they were not."""
+        return self._learned.get(plan.key.exact)
+
+    def is_being_fetched(self, plan: Plan) -> bool:
+        """Whether this request would join a flight now."""
+        return self.flights.peek(self._flight_key(plan.key.exact)) is not None
+
     async def _look_up(self, plan: Plan, ruling: Ruling, outcome: Outcome) -> Finding:
         """LOOKUP. A fault of the cache is a finding like any other: nothing found, for that reason."""
         if ruling.skip_lookup is not None:

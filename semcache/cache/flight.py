@@ -94,10 +94,15 @@ class Flights(Generic[R]):
 
     def find(self, key: Hashable) -> Flight[R] | None:
         """The flight that already fetches this, if it can still be followed from its beginning."""
+        flight = self.peek(key)
+        self.joined += flight is not None
+        return flight
+
+    def peek(self, key: Hashable) -> Flight[R] | None:
+        """As `find`, for one who does not join it."""
         flight = self._joinable.get(key)
         if flight is None or flight.is_abandoned or flight.has_landed or not flight.recording.is_joinable:
             return None
-        self.joined += 1
         return flight
 
     def is_under_way(self, key: Hashable) -> bool:

@@ -8,8 +8,9 @@ and verified it; an entry that is gone or expired by then was never there.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from time import perf_counter
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from semcache.cache.policy import Ruling
 from semcache.cache.quarantine import Quarantine
@@ -58,6 +59,12 @@ class Lookup:
         self._embedder = embedder
         self._clock = clock
         self._quarantine = Quarantine() if quarantine is None else quarantine
+
+    def reading_from(self, entries: Entries) -> Lookup:
+        """The same lookup on another view of the store."""
+        other = copy(self)
+        other._entries = entries
+        return other
 
     def find_in_memory(self, key: Key, ruling: Ruling) -> Match | None:
         """The exact tier without waiting. None says nothing about entries that are on disk only."""
@@ -151,19 +158,29 @@ class Lookup:
 
     def _match(self, entry: Entry, tier: Tier, similarity: float, ruling: Ruling) -> Match | Reason:
         """The match, or why the entry is too old: for the operator (ttl, grace) or this caller (max-age, max-stale)."""
-        now = self._clock()
-        age_s = entry.age_s(now)
-        if ruling.max_age_s is not None and age_s > ruling.max_age_s:
-            return Reason.MAX_AGE
-        # A shorter ttl or grace counts for older entries too; an entry from the future is stale at once.
-        left_s = min(entry.ttl_s, ruling.ttl_s) - age_s if entry.created_at <= now + CLOCK_SKEW_S else 0.0
-        grace_s = min(entry.grace_s, ruling.grace_s)
-        if ruling.max_stale_s is not None:
-            grace_s = min(grace_s, ruling.max_stale_s)
-        if left_s <= 0 and left_s + grace_s <= 0:
-            return Reason.EXPIRED
+        left_s, age_s, too_old = judge_age(entry, ruling, self._clock())
+        if too_old is not None:
+            return too_old
         self._entries.touch(entry.seq)
         return Match(entry, tier, left_s, age_s, similarity)
+
+
+class Freshness(NamedTuple):
+    left_s: float  # of freshness; zero or less: stale, in its grace
+    age_s: float
+    too_old: Reason | None  # MAX_AGE or EXPIRED; None: it may still be given
+
+
+def judge_age(entry: Entry, ruling: Ruling, now: float) -> Freshness:
+    age_s = entry.age_s(now)
+    # A shorter ttl or grace counts for older entries too; an entry from the future is stale at once.
+    left_s = min(entry.ttl_s, ruling.ttl_s) - age_s if entry.created_at <= now + CLOCK_SKEW_S else 0.0
+    if ruling.max_age_s is not None and age_s > ruling.max_age_s:
+        return Freshness(left_s, age_s, Reason.MAX_AGE)
+    grace_s = min(entry.grace_s, ruling.grace_s)
+    if ruling.max_stale_s is not None:
+        grace_s = min(grace_s, ruling.max_stale_s)
+    return Freshness(left_s, age_s, Reason.EXPIRED if left_s <= 0 and left_s + grace_s <= 0 else None)
 
 
 def _first(exact: Reason | None, later: Reason) -> Reason:

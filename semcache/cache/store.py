@@ -21,6 +21,7 @@ import sqlite3
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from threading import local
 from typing import Any, TypeVar
@@ -209,6 +210,24 @@ class SqliteStore:
         if entry is not None and self._hot.drops == drops:
             self._hot.add(entry)
         return entry
+
+    async def peek(self, seq: int) -> Entry | None:
+        """As `read`, for one who only looks: nothing is kept in memory, counted or dropped. Raises StoreFault."""
+        row = await self._on_reader(lambda db: log_sql.read_row(db, seq))
+        with suppress(DamagedRow):
+            return None if row is None else self._codec.to_entry(row)
+        return None
+
+    async def homes_of(self, question: str, but: bytes, limit: int) -> list[log_sql.Home]:
+        """Where entries with this very question lie, the newest first; the one with the exact key `but` left out.
+
+        Reads the whole table. Raises StoreFault.
+        """
+        return await self._on_reader(lambda db: log_sql.homes_of(db, question, but, limit))
+
+    async def newest_writer(self, endpoint: str, tenant: str | None, model: str | None) -> tuple[str, str] | None:
+        """The tenant and the model of the newest entry, of this tenant and model where they are given."""
+        return await self._on_reader(lambda db: log_sql.newest_writer(db, endpoint, tenant, model))
 
     async def put(self, entry: Entry, since_seq: int) -> int | None:
         """Keep an entry, replacing the one that has its exact key; return its number once that is durable.

@@ -22,7 +22,7 @@ import numpy as np
 from semcache.cache import store_feedback
 from semcache.cache.entry_codec import COLUMNS, EntryCodec, Row, vector_from
 from semcache.cache.quarantine import Mark
-from semcache.types import Change, Entry, Posting, Selector, Vector
+from semcache.types import Change, Entry, Posting, Scope, Selector, Vector
 
 _BATCHES = (64, 16, 4, 1)  # rows to a statement: few sizes, so that each is compiled once
 _ROW = f"({', '.join('?' * len(COLUMNS))})"
@@ -250,6 +250,42 @@ def selected_seqs(db: sqlite3.Connection, selector: Selector, before: int) -> li
         if (selector.model is None or fnmatchcase(model, selector.model))
         and (text is None or (question is not None and question.strip() == text))
     ]
+
+
+class Home(NamedTuple):
+    """A partition that holds a question. Read without its seal: for telling, never for serving."""
+
+    scope: Scope
+    partition: bytes | None
+    embedder: str | None
+    entries: int
+    newest_at: float  # unix seconds
+
+
+def homes_of(db: sqlite3.Connection, question: str, but: bytes, limit: int) -> list[Home]:
+    """Where entries with this very question lie, those with the newest first; the exact key `but` does not count."""
+    try:
+        rows = db.execute(
+            "SELECT tenant, namespace, dialect, endpoint, model, partition_key, embedder, count(*), max(created_at)"
+            " FROM entries WHERE question = ? AND exact_key <> ?"
+            " GROUP BY 1, 2, 3, 4, 5, 6, 7 ORDER BY 9 DESC LIMIT ?",
+            (question, but, limit),
+        )
+    except UnicodeEncodeError:  # a lone surrogate: no entry with such a text can be written
+        return []
+    return [Home(Scope(*row[:5]), *row[5:]) for row in rows]
+
+
+def newest_writer(
+    db: sqlite3.Connection, endpoint: str, tenant: str | None, model: str | None
+) -> tuple[str, str] | None:
+    """The writer and the model of the newest entry of an endpoint, of these where they are given."""
+    found: tuple[str, str] | None = db.execute(
+        "SELECT writer, model FROM entries WHERE endpoint = ?1 AND (?2 IS NULL OR writer = ?2)"
+        " AND (?3 IS NULL OR model = ?3) ORDER BY seq DESC LIMIT 1",
+        (endpoint, tenant, model),
+    ).fetchone()
+    return found
 
 
 def expired_seqs(db: sqlite3.Connection, earliest: float, latest: float) -> list[int]:
