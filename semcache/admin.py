@@ -1,4 +1,4 @@
-"""The operator's listener: figures, purge, export and import, on a port of its own.
+"""The operator's listener: figures, explanations, purge, export and import, on a port of its own.
 
 Who may call is decided here, before a byte of a body is read. `/metrics`, `/healthz` and `/readyz` answer anybody who
 reaches the port. Everything else needs the admin token; where none is set, it must come from this machine, and not
@@ -59,6 +59,16 @@ class Figures(Protocol):
         """The Prometheus text format."""
 
 
+class Explaining(Protocol):
+    """Says why requests are hits, or none, and changes nothing."""
+
+    async def explain(self, body: bytes) -> Mapping[str, Any]:
+        """What would become of a request. Raises ClientError for a body that does not say one."""
+
+    def recall(self, request_id: str) -> Mapping[str, Any]:
+        """What became of one, lately. Raises ClientError 404."""
+
+
 class Admin:
     def __init__(
         self,
@@ -67,6 +77,7 @@ class Admin:
         figures: Figures,
         unready: Callable[[], Sequence[str]],
         stats: Callable[[], Mapping[str, Mapping[str, object]]],
+        explaining: Explaining,
     ) -> None:
         """`unready`: what is still missing before requests can be answered from the cache; empty when ready."""
         self._token = settings.admin_token.get_secret_value().encode()
@@ -74,6 +85,8 @@ class Admin:
         self._figures = figures
         self._unready = unready
         self._stats = stats
+        self._explaining = explaining
+        self._max_request = 2 * settings.max_body + MAX_BODY  # as a JSON text a request's body takes more room
         self._runner: web.AppRunner | None = None
 
     async def start(self, host: str, port: int) -> int:
@@ -84,6 +97,8 @@ class Admin:
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/stats", self._show_stats)
         app.router.add_get("/semcache/feedback", self._show_feedback)
+        app.router.add_post("/semcache/explain", self._explain)
+        app.router.add_get("/semcache/explain", self._recall)
         app.router.add_post("/purge", self._purge)
         app.router.add_post("/export", self._export)
         app.router.add_post("/import", self._import)
@@ -162,6 +177,16 @@ class Admin:
         if not (asked.isascii() and asked.isdigit() and 0 < len(asked) <= 4 and 0 < int(asked) <= MAX_FEEDBACK):
             raise ClientError(f"limit: write a number from 1 to {MAX_FEEDBACK}", param="limit")
         return _json({"feedback": await self._store.recent_feedback(int(asked))})
+
+    async def _explain(self, request: web.Request) -> web.Response:
+        whole = request.clone(client_max_size=self._max_request)
+        return _json(await self._explaining.explain(await _whole_body(whole)))
+
+    async def _recall(self, request: web.Request) -> web.Response:
+        request_id = request.query.get("request")
+        if not request_id:
+            raise ClientError("say which request: /semcache/explain?request=ID; or POST one to have it explained")
+        return _json(self._explaining.recall(request_id))
 
     async def _purge(self, request: web.Request) -> web.Response:
         selector, erase, dry_run = read_purge(await _whole_body(request))

@@ -24,9 +24,11 @@ from semcache.cache.embedder import Embedder
 from semcache.config import Config
 from semcache.core import Core
 from semcache.errors import SemcacheError
+from semcache.explaining import Explaining
 from semcache.feedback import FeedbackDesk
 from semcache.listener import Listener, url_of
 from semcache.pacing import RealTime, Timer
+from semcache.recent_requests import RecentRequests
 from semcache.request_log import open_log
 from semcache.server import Server
 from semcache.telemetry import Telemetry
@@ -67,7 +69,8 @@ class App:
         self.fetcher = Fetcher()
         self.request_log = open_log(config.server)
         self.ledger = Ledger(load_prices())
-        self.telemetry = Telemetry(self.stats, self.ledger, self.request_log)
+        recent = RecentRequests(self.request_log)
+        self.telemetry = Telemetry(self.stats, self.ledger, recent)
         admission = Admission(config.tenants)
         self.feedback = FeedbackDesk(self.store, clock)
         self.server = Server(
@@ -83,7 +86,17 @@ class App:
             self.feedback,
         )
         self.listener = Listener(self.server.handle, config.server, _error_page)
-        self.admin = Admin(config.server, self.store, self.telemetry, self.unready, self.stats)
+        explaining = Explaining(
+            config.routes,
+            config.tenants,
+            admission,
+            self.core.planner,
+            self.pipeline,
+            self.core.explainer,
+            self.store,
+            recent,
+        )
+        self.admin = Admin(config.server, self.store, self.telemetry, self.unready, self.stats, explaining)
 
     def unready(self) -> Sequence[str]:
         """What is still missing; empty when requests can be answered from the cache."""

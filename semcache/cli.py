@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine
 from functools import wraps
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+from urllib.parse import urlencode
 
 import click
 
@@ -201,6 +202,80 @@ def purge(file: Path | None, everything: bool, erase: bool, dry_run: bool, yes: 
     click.echo(f"{count} entries purged{' and erased' if erase else ''}")
 
 
+@main.command(
+    epilog=_examples(
+        "semcache explain 'Where is my parcel?' --model gpt-4o --tenant shop",
+        "semcache explain 'Where is my parcel?' --system 'Answer briefly.' --json",
+        "semcache explain --body request.json --path /v1/messages --key -",
+        "semcache explain --request 5f0c9a31c2a4d0ee0000002a",
+    )
+)
+@click.argument("question", required=False)
+@_with_config
+@click.option("--model", help="The model asked; by default that of the newest answer stored.")
+@click.option("--system", metavar="TEXT", help="The system prompt.")
+@click.option("--body", type=click.File("rb"), help="A whole request instead of a question, as it is sent; - is stdin.")
+@click.option("--path", help="Where that request goes; by default /v1/chat/completions.")
+@click.option("-H", "--header", "headers", multiple=True, metavar="NAME:VALUE", help="A header it is sent with.")
+@click.option("--tenant", metavar="NAME", help="Whose request it is; by default whose the newest answer is.")
+@click.option("--key", help="The same by an API key; - asks for it, so that no other user of this machine sees it.")
+@click.option("--namespace", metavar="NAME", help="The namespace it names.")
+@click.option("--request", "request_id", metavar="ID", help="Tell instead what became of a request (X-Request-Id).")
+@click.option("--admin", metavar="URL", help="The server's admin address; by default the one of the configuration.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@_speaks_plainly
+def explain(file: Path | None, request_id: str | None, admin: str | None, as_json: bool, **asked: Any) -> None:
+    """Say whether a question would be a hit, and why, or why not: asks a running server, and changes nothing.
+
+    Exit status 0 whatever the verdict is, 1 when the server cannot be asked, 2 when it does not understand.
+    """
+    from rich.console import Console
+
+    from semcache.explain_screen import show, show_outcomes
+
+    settings = _load(file, {})
+    fields = _explain_fields(**asked)
+    if bool(fields) == bool(request_id):
+        raise click.UsageError("say what to explain: a QUESTION, --body FILE, or --request ID alone")
+    if request_id:
+        path, body = f"/semcache/explain?{urlencode({'request': request_id})}", None
+    else:
+        path, body = "/semcache/explain", json.dumps(fields).encode()
+    answer = asyncio.run(_ask_server(settings, path, body, admin))
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    if answer is None:
+        _fail(f"no server listens on {_admin_url(settings, admin)}: start it, or name it with --admin", 1)
+    if as_json:
+        click.echo(json.dumps(json.loads(answer), ensure_ascii=False, indent=2))
+    elif request_id:
+        show_outcomes(json.loads(answer), console)
+    else:
+        show(json.loads(answer), console)
+
+
+def _explain_fields(
+    question: str | None, body: IO[bytes] | None, headers: tuple[str, ...], key: str | None, **texts: str | None
+) -> dict[str, Any]:
+    """What the options say, in the words of POST /semcache/explain."""
+    pairs = [header.partition(":") for header in headers]
+    if not all(colon for _, colon, _ in pairs):
+        raise click.UsageError("write a header as NAME:VALUE")
+    if key == "-":
+        key = click.prompt("API key", hide_input=True, err=True)
+    try:
+        whole = None if body is None else body.read().decode()
+    except UnicodeDecodeError as exc:
+        raise click.UsageError(f"--body: not UTF-8 text: {exc.reason}") from exc
+    fields = {
+        **texts,
+        "question": question,
+        "body": whole,
+        "headers": {name.strip(): value.strip() for name, _, value in pairs},
+        "key": key,
+    }
+    return {name: value for name, value in fields.items() if value}
+
+
 async def _purge(settings: Config, chosen: dict[str, str], *, erase: bool, dry_run: bool) -> int:
     from semcache.types import Selector
 
@@ -286,26 +361,45 @@ def _forget_index(settings: Config) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def _ask_server(settings: Config, path: str, body: bytes) -> bytes | None:
-    """Post to the admin port of a running server. None: nothing listens there."""
+def _admin_url(settings: Config, admin: str | None = None) -> str:
+    if admin:
+        return (admin if "://" in admin else f"http://{admin}").rstrip("/")
+    server = settings.server
+    host = f"[{server.admin_host}]" if ":" in server.admin_host else server.admin_host
+    return f"http://{host}:{server.admin_port}"
+
+
+async def _ask_server(settings: Config, path: str, body: bytes | None, admin: str | None = None) -> bytes | None:
+    """Ask at the admin port of a running server: post `body`, or get where there is none. None: nothing listens there.
+
+    `admin`: its address, where it is not that of the settings. Raises ClientError for what the server does not
+    understand, SemcacheError for what it cannot do.
+    """
     import aiohttp
 
-    server = settings.server
-    token = server.admin_token.get_secret_value()
+    token = settings.server.admin_token.get_secret_value()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    host = f"[{server.admin_host}]" if ":" in server.admin_host else server.admin_host
-    url = f"http://{host}:{server.admin_port}{path}"
+    url = f"{_admin_url(settings, admin)}{path}"
     patience = aiohttp.ClientTimeout(total=None, sock_connect=5)  # an erase rewrites the whole file
     try:
         async with (
             aiohttp.ClientSession(timeout=patience) as session,
-            session.post(url, data=body, headers=headers) as response,
+            session.request("GET" if body is None else "POST", url, data=body, headers=headers) as response,
         ):
             answer = await response.read()
-            if response.status != 200:
-                raise SemcacheError(f"{url}: {response.status}: {answer.decode(errors='replace')[:200]}")
-            return answer
+            if response.status == 200:
+                return answer
+            fault = ClientError if response.status == 400 else SemcacheError
+            raise fault(f"{url}: {response.status}: {_complaint(answer)}")
     except aiohttp.ClientConnectorError:
         return None
     except (aiohttp.ClientError, TimeoutError) as exc:
         raise SemcacheError(f"{url}: the server did not answer: {type(exc).__name__}") from exc
+
+
+def _complaint(answer: bytes) -> str:
+    """What an error of the admin port says; what is none of ours, as it is."""
+    try:
+        return str(json.loads(answer)["error"]["message"])
+    except (ValueError, TypeError, KeyError):
+        return answer.decode(errors="replace")[:200]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from semcache.cache import embedder as embedders
 from semcache.cache.embedder import Embedder
+from semcache.cache.explain import Explainer
 from semcache.cache.index import Index
 from semcache.cache.lookup import Lookup
 from semcache.cache.store import open_store
@@ -50,6 +51,7 @@ class Core:
         self.planner = Planner(config, self.embedder.stamp)
         lookup = Lookup(self.index, self.store, self.embedder, clock, self.store.quarantine)
         self.pipeline = Pipeline(lookup, self.embedder, self.store, clock)
+        self.explainer = Explainer(lookup, self.index, self.store, self.embedder, clock)
         self.upkeep = Upkeep(self.store, self._save_snapshot, leads=leads, clock=clock)
         self.store.on_erase = self._forget_snapshot
 

@@ -58,6 +58,16 @@ class Store:
         return len(self.imported)
 
 
+class Explaining:
+    """Repeats what it was asked."""
+
+    async def explain(self, body: bytes) -> dict[str, Any]:
+        return {"asked": body.decode()}
+
+    def recall(self, request_id: str) -> dict[str, Any]:
+        return {"request": request_id}
+
+
 class Caller:
     """An admin listener under test, and a client that talks to it."""
 
@@ -80,7 +90,7 @@ async def listening(token: str) -> AsyncIterator[Caller]:
     store, missing = Store(), list[str]()
     settings = Server(admin_token=SecretStr(token))
     figures = SimpleNamespace(render=lambda: b"semcache_up 1\n")
-    admin = Admin(settings, store, figures, lambda: missing, lambda: {"store": {"entries": 3}})
+    admin = Admin(settings, store, figures, lambda: missing, lambda: {"store": {"entries": 3}}, Explaining())
     port = await admin.start("127.0.0.1", 0)
     async with aiohttp.ClientSession() as session:
         yield Caller(port, session, store, missing)
@@ -121,7 +131,7 @@ async def test_stats_show_every_part(local: Caller) -> None:
     assert await local.call("GET", "/stats") == (200, {"store": {"entries": 3}, "missing": []})
 
 
-@pytest.mark.parametrize("path", ["/purge", "/export", "/import"])
+@pytest.mark.parametrize("path", ["/purge", "/export", "/import", "/semcache/explain"])
 @pytest.mark.parametrize(
     "headers",
     [
@@ -311,4 +321,4 @@ async def test_a_taken_port_is_one_clear_line(local: Caller) -> None:
     port = int(local.url.rpartition(":")[2])
     figures = SimpleNamespace(render=lambda: b"")
     with pytest.raises(StartError, match=rf"127\.0\.0\.1:{port}.*server\.admin_port"):
-        await Admin(Server(), Store(), figures, list, dict).start("127.0.0.1", port)
+        await Admin(Server(), Store(), figures, list, dict, Explaining()).start("127.0.0.1", port)

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from semcache.cli import main
 from tests.harness import running_proxy
 
-COMMANDS = ["serve", "check", "demo", "simulate", "purge", "export", "import", "model prepare"]
+COMMANDS = ["serve", "check", "demo", "simulate", "purge", "export", "import", "explain", "model prepare"]
 
 
 def semcache(*arguments: str, status: int = 0, typed: str = "") -> str:

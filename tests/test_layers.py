@@ -24,7 +24,7 @@ STOREYS: tuple[tuple[set[str], ...], ...] = (
         {"admit"},
         {"usage"},
         {"audit"},
-        {"telemetry", "request_log"},
+        {"telemetry", "request_log", "recent_requests"},
         {"listener", "client_connection", "head", "reading", "sending", "encoding", "tls", "unix_socket"},
         {"status_headers"},
         {"workers"},
@@ -42,11 +42,11 @@ STOREYS: tuple[tuple[set[str], ...], ...] = (
             "simulate_vectors",
         },
     ),
-    ({"pipeline", "planning", "forwarding", "batches", "delivery", "pacing", "feedback"},),
+    ({"pipeline", "planning", "forwarding", "batches", "delivery", "pacing", "feedback", "explaining"},),
     ({"server"}, {"admin"}),
     (
         {"core", "inprocess", "threaded", "langchain", "langchain_prompts", "httpx_transport"}
-        | {"app", "cli", "demo", "demo_asking", "demo_questions", "demo_screen", "__main__"},
+        | {"app", "cli", "demo", "demo_asking", "demo_questions", "demo_screen", "explain_screen", "__main__"},
     ),
 )
 PLACE = {

@@ -1,0 +1,156 @@
+"""How a report of `semcache explain` looks on a terminal: the verdict first, then who said what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from semcache.cache.explain_words import age
+from semcache.types import Verdict
+
+Report = Mapping[str, Any]  # as POST /semcache/explain gives it
+
+_STYLES = {Verdict.HIT: "bold green", Verdict.STALE: "bold yellow", Verdict.REFUSED: "bold red"}
+
+
+def show(report: Report, console: Console) -> None:
+    """What is printed comes from callers' prompts too, so none of it is taken for markup, and control characters go."""
+    console.print(Text(_plain(report["summary"]), _STYLES.get(report["verdict"], "bold")))
+    if report["assumed"]:
+        named = " and ".join(_plain(each) for each in report["assumed"])
+        console.print(Text(f"Taken from the newest answer stored, since it was not said: {named}.", "dim"))
+    console.print()
+    console.print(_facts(report))
+    if report["candidates"]:
+        console.print()
+        console.print(_candidates(report))
+    if report["elsewhere"]:
+        console.print()
+        console.print(_elsewhere(report))
+
+
+def show_outcomes(report: Report, console: Console) -> None:
+    """What the request log knows of a request that is over."""
+    for outcome in report["outcomes"]:
+        console.print(Text(_plain(outcome["summary"]), _STYLES.get(outcome["verdict"], "bold")))
+        console.print()
+        table = Table(box=None, show_header=False, padding=(0, 1))
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in outcome.items():
+            if name != "summary" and value not in (None, "", {}, False):
+                table.add_row(name, Text(_plain(value)))
+        console.print(table)
+
+
+def _facts(report: Report) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    route, scope, exact = report["route"], report["scope"], report["exact"]
+    settings = [
+        f"{route['mode']}, threshold {route['threshold']:g}, ttl {age(route['ttl_s'])}, grace {age(route['grace_s'])}",
+        f"guards {', '.join(_built(report)) or 'none'}",
+    ]
+    rows: list[tuple[str, object]] = [
+        ("question", report["question"] or "none: there is no text of a user to compare"),
+        (
+            "scope",
+            ", ".join(f"{name} {value}" for name, value in scope.items() if value) + f" (sharing: {route['sharing']})",
+        ),
+        ("route", f"routes[{route['number']}] {' '.join(route['models'])}: {'; '.join(settings)}"),
+    ]
+    if report["exact_only"]:
+        rows.append(("exact tier only", f"{report['exact_only']}: {report['exact_only_because']}"))
+    if report["no_lookup"]:
+        rows.append(("no lookup", report["no_lookup"]))
+    if report["items_stored"]:
+        rows.append(("items", f"{sum(report['items_stored'])} of {len(report['items_stored'])} are stored"))
+    elif exact is None:
+        rows.append(("exact entry", "none"))
+    else:
+        rows.append(("exact entry", f"{exact['entry']}, {exact['freshness_in_words']}"))
+    if report["partition_entries"] is not None:
+        rows.append(("partition", f"{report['partition']}: {report['partition_entries']:,} questions to compare with"))
+    rows += [("context" if not place else "", _member(each)) for place, each in enumerate(report["context"])]
+    if report["no_backend"]:
+        rows.append(("no backend", report["no_backend"]))
+    if report["fault"]:
+        rows.append(("fault", report["fault"]))
+    for name, value in rows:
+        table.add_row(name, Text(_plain(value)))
+    return table
+
+
+def _member(member: Mapping[str, str]) -> str:
+    return f"{member['name']} = {member['value']}"
+
+
+def _candidates(report: Report) -> Table:
+    route, candidates = report["route"], report["candidates"]
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    table.add_column("cosine", justify="right", no_wrap=True)
+    table.add_column(f">= {route['threshold']:g}", no_wrap=True)
+    table.add_column("guards")
+    table.add_column("freshness", no_wrap=True)
+    table.add_column("entry", no_wrap=True)
+    table.add_column("stored question", ratio=1, overflow="fold")
+    for each in candidates:
+        is_near = each["threshold"] == "passes"
+        entry = Text(each["entry"], "bold green" if each["entry"] == report["served"] else "")
+        table.add_row(
+            f"{each['similarity']:.3f}",
+            Text("passes", "green") if is_near else Text("below", "red"),
+            _guards(each["guards"]),
+            Text(each["freshness"], "green" if each["freshness"] == "fresh" else "yellow"),
+            entry,
+            Text(_plain(each["question"] or ""), "" if each["is_looked_at"] else "dim"),
+        )
+    if not all(each["is_looked_at"] for each in candidates):
+        table.caption = f"a lookup reads the nearest {route['neighbours']} (match.neighbours); the others are shown dim"
+        table.caption_justify = "left"
+    return table
+
+
+def _built(report: Report) -> list[str]:
+    """The guards of the route, those marked that this version does not have."""
+    words = report["candidates"][0]["guards"] if report["candidates"] else {}
+    return [f"{name} (not built)" if words.get(name) == "not built" else name for name in report["route"]["guards"]]
+
+
+def _guards(words: Mapping[str, str]) -> Text:
+    """Every one that objects by its name, and how many do not."""
+    vetoes = [name for name, word in words.items() if word == "vetoes"]
+    passes = sum(word == "passes" for word in words.values())
+    if not vetoes:
+        return Text("all pass" if passes else "none", "green" if passes else "dim")
+    said = f"{', '.join(vetoes)} {'veto' if len(vetoes) > 1 else 'vetoes'}"
+    return Text.assemble((said, "red"), (f", {passes} pass" if passes else "", "dim"))
+
+
+def _elsewhere(report: Report) -> Table:
+    table = Table(box=None, padding=(0, 1), header_style="dim", title="The same question, stored elsewhere")
+    table.title_justify = "left"
+    for name in ("differs in", "tenant", "namespace", "endpoint", "model", "entries", "newest"):
+        table.add_column(name, justify="right" if name in ("entries", "newest") else "left")
+    for home in report["elsewhere"]:
+        scope = home["scope"]
+        cells = [", ".join(home["differs"]), *_shown(scope, ("tenant", "namespace", "endpoint", "model"))]
+        table.add_row(
+            *(Text(_plain(cell)) for cell in cells), f"{home['entries']:,}", f"{age(home['newest_age_s'])} ago"
+        )
+    return table
+
+
+def _shown(scope: Mapping[str, str], names: Sequence[str]) -> list[str]:
+    return [scope[name] or "-" for name in names]
+
+
+def _plain(value: object) -> str:
+    """On one line, and without what a terminal obeys."""
+    text = " ".join(str(value).split())
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
