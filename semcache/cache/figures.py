@@ -161,7 +161,7 @@ def _spoken_figure(tokens: Sequence[Token], at: int) -> tuple[Sequence[Figure], 
         if word == "second" and _is_time(word_at(tokens, at - 1), word_at(tokens, at + 1)):
             return (), after
         if word == "first":
-            return [Figure("1", Role.MAYBE)], after
+            return [Figure("1", Role.MAYBE, thing=word_at(tokens, after))], after
         if word == "one":
             figures, after = _finished(tokens, at, "1", value, after)
             return [each._replace(role=Role.MAYBE) for each in figures], after
@@ -220,7 +220,8 @@ def _finished(tokens: Sequence[Token], at: int, text: str, value: Decimal, after
         after += 1
         word = word_at(tokens, after)
     if word in ("am", "pm"):
-        return [Figure(text, also=_clock(text, "00", word))], after + 1
+        hour, point, minutes = text.partition(".")
+        return [Figure(f"{hour}:{minutes}" if point else hour, also=_clock(hour, minutes or "00", word))], after + 1
     if word == "times":
         if kind_at(tokens, after + 1) == "number":
             return [Figure(text), Figure("*", Role.SIGN)], after + 1

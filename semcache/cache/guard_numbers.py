@@ -9,9 +9,11 @@ from semcache.cache.figures import Figure, Reading, Role, read
 from semcache.cache.measures import BESIDE_A_NUMBER, Measure
 
 # May be left out in one of two questions, but two of a kind must not be different.
-_ASIDE = (Role.TIMES, Role.LENGTH, Role.MONTH, Role.SIGN, Role.LETTER)
+_ASIDE = ({Role.LENGTH, Role.MAYBE}, {Role.TIMES}, {Role.MONTH}, {Role.SIGN}, {Role.LETTER})
 _SAYING = frozenset({Role.MAYBE, Role.TIMES, Role.LENGTH, Role.LETTER})  # other ways to say a number
 _SINGLE = frozenset({"a", "an", "one", "single"})
+_BETWEEN = frozenset({"and", "or", "but", "to"})
+MOST_COMPARED = 40  # numbers that are only in one question: more are a doubt, and would cost more than they bring
 _YEARS = range(1900, 2100)
 
 
@@ -27,13 +29,15 @@ def numbers_differ(asked: str, stored: str) -> bool:
         return False
     left, right = _counted(one), _counted(other)
     mine, yours = list((left - right).elements()), list((right - left).elements())
+    if len(mine) + len(yours) > MOST_COMPARED:
+        return True
     if mine or yours:
         mine, yours = _unmatched(mine, yours, one, other)
     if mine and yours:
         return True
     if (mine and not _are_said_in_passing(mine, one, other)) or (yours and not _are_said_in_passing(yours, other, one)):
         return True
-    return _asides_differ(one.figures, other.figures)
+    return _asides_differ(one.figures, other.figures) or _are_exchanged(one.figures, other.figures)
 
 
 def _counted(reading: Reading) -> Counter[str]:
@@ -88,9 +92,28 @@ def _is_span(measure: Measure | None) -> bool:
 
 
 def _asides_differ(one: Iterable[Figure], other: Iterable[Figure]) -> bool:
-    for role in _ASIDE:
-        left = Counter(figure.value for figure in one if figure.role is role)
-        right = Counter(figure.value for figure in other if figure.role is role)
+    for roles in _ASIDE:
+        left = Counter(figure.value for figure in one if figure.role in roles)
+        right = Counter(figure.value for figure in other if figure.role in roles)
         if left - right and right - left:
             return True
     return False
+
+
+def _are_exchanged(one: Iterable[Figure], other: Iterable[Figure]) -> bool:
+    """Whether two numbers have changed their places: "3 beds and 2 baths", "2 beds and 3 baths"."""
+    mine, yours = _numbered(one), _numbered(other)
+    left, right = mine - yours, yours - mine
+    return len(left) > MOST_COMPARED or any(
+        (value, another_thing) in right and (another_value, thing) in right
+        for value, thing in left
+        for another_value, another_thing in left
+        if value != another_value and thing != another_thing
+    )
+
+
+def _numbered(figures: Iterable[Figure]) -> set[tuple[str, str]]:
+    """What each number counts: the next word, in the singular."""
+    return {
+        (figure.value, figure.thing.rstrip("s")) for figure in figures if figure.thing and figure.thing not in _BETWEEN
+    }
