@@ -24,11 +24,11 @@ from tests.harness import Proxy, Reply, running_proxy, until
 from tests.test_embeddings import Embeds
 
 SETTINGS = "match: {guards: []}"  # so that similarity alone decides
-STORED = "how long does a parcel to the north take on average these days please tell me"
-NEARER = f"{STORED} now"  # 0.978
-NEAR = f"{STORED} quickly friend"  # these three: 0.90 to 0.96
-NEAR_TOO = f"{STORED} briefly pal"
-NEAR_AS_WELL = f"{STORED} concisely mate"
+STORED = "how long does a parcel to the north take on average in the autumn please tell me"
+NEARER = f"{STORED} thanks"  # 0.98
+NEAR = f"{STORED} kindly colleague"  # these three: 0.95
+NEAR_TOO = f"{STORED} simply sister"
+NEAR_AS_WELL = f"{STORED} gladly brother"
 
 Said_ = tuple[int, Any]  # status, body
 
@@ -342,6 +342,13 @@ async def test_the_operator_sees_what_was_said_of_what(proxy: Proxy) -> None:
     assert "semcache_feedback_right_total 1.0" in metrics
     assert "semcache_store_quarantined 1.0" in metrics
     assert 'endpoint="feedback"' not in metrics
+
+
+async def test_what_was_said_is_for_the_operator_alone(tmp_path: Path) -> None:
+    async with running_proxy(tmp_path, f"{SETTINGS}\nserver: {{admin_token: correct horse}}") as proxy:
+        port = proxy.app.admin_port
+        assert (await send(proxy, b"", method="GET", port=port))[0] == 401
+        assert await send(proxy, b"", method="GET", port=port, key="correct horse") == (200, {"feedback": []})
 
 
 async def test_a_word_is_a_line_of_the_request_log(proxy: Proxy) -> None:
