@@ -109,6 +109,8 @@ class Server(_Section):
 class Cache(_Section):
     store: str = "sqlite:./var/semcache.db"  # sqlite:PATH | memory:   (redis:// comes later)
     ttl: Seconds = 86400.0  # a day: long enough to pay, short enough to forget a mistake
+    # Of questions about now ("today", "latest", "weather"); short enough to be near the truth. See match.time_bound.
+    time_bound_ttl: Seconds = 600.0
     grace: Seconds = 600.0  # past ttl an answer is still given for this long while one refresh runs
     max_entries: int = Field(default=1_000_000, ge=1)  # each about 3 KB on disk, and 1.3 to 2.3 KB in memory
     max_answer: ByteSize = ByteSize(1024 * 1024)  # longer answers are relayed, not kept
@@ -161,6 +163,8 @@ class Match(_Section):
     neighbours: int = Field(
         default=4, ge=1, le=64
     )  # candidates looked at: the second may pass where a guard vetoed the first
+    # Questions about now. exact: only the exact tier, and cache.time_bound_ttl; serve: as any other.
+    time_bound: Literal["exact", "serve"] = "exact"
     max_temperature: float = Field(default=1.0, ge=0)  # above it a request wants variety: exact tier only
 
 

@@ -55,6 +55,7 @@ class Reason(StrEnum):
     TOO_LONG = "too-long"  # ... the question is longer than the embedder reads
     AGENT = "agent"  # ... a running agent loop: tool results in the conversation
     MEDIA = "media"  # ... it carries images, audio or files
+    TIME_BOUND = "time-bound"  # ... the question is about now, so its answer soon is another ("weather today")
     PARTIAL = "partial"  # some items of a batch are stored; only the others were fetched
     EXACT_ONLY = "exact-only"  # ... the operator or the caller asked for the exact tier
     NO_CACHE = "no-cache"  # the caller asked for a fresh answer

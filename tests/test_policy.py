@@ -140,3 +140,15 @@ def test_a_request_without_wishes_costs_nothing() -> None:
     assert read_directives(None, None) is NOTHING_ASKED
     unchanged = ruling()
     assert tighten(unchanged, NOTHING_ASKED) is unchanged
+
+
+def test_a_question_about_now_is_answered_by_its_equal_alone_and_for_a_short_time() -> None:
+    ruled = ruling(replace(ASK, question="What is the weather today?"))
+    assert ruled.exact_only is Reason.TIME_BOUND
+    assert (ruled.ttl_s, ruled.grace_s) == (600, 600)
+    assert ruling(replace(ASK, question="What is the weather today?"), Cache(ttl=60, grace=30)).ttl_s == 60
+
+
+def test_a_route_may_serve_questions_about_now_as_any_other() -> None:
+    ruled = ruling(replace(ASK, question="What is the weather today?"), match=Match(time_bound="serve"))
+    assert (ruled.exact_only, ruled.ttl_s) == (None, Cache().ttl)

@@ -6,6 +6,7 @@ Field dictionary, RFC 9651) may only make matching stricter and lifetimes shorte
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -13,6 +14,7 @@ from typing import Any, Literal
 
 import http_sf
 
+from semcache.cache.time_bound import is_time_bound
 from semcache.config import Cache, Match
 from semcache.errors import ClientError
 from semcache.types import Ask, Reason
@@ -60,10 +62,12 @@ def rule(ask: Ask, cache: Cache, match: Match) -> Ruling:
     """What the operator's route allows for this request, before the caller has a say."""
     traits = ask.traits
     skip = Reason.DISABLED if match.mode == "off" else Reason.STATE if traits.is_stateful else None
+    is_bound = match.time_bound == "exact" and ask.question is not None and is_time_bound(ask.question)
+    longest_s = cache.time_bound_ttl if is_bound else math.inf
     storable = skip is None and not traits.has_hosted_tools and (cache.store_tools or not traits.has_tools)
     return Ruling(
         skip_lookup=skip,
-        exact_only=_exact_only(ask, match),
+        exact_only=_exact_only(ask, match) or (Reason.TIME_BOUND if is_bound else None),
         may_serve=match.mode == "serve",
         may_store=storable,
         may_coalesce=storable and match.mode == "serve",
@@ -71,8 +75,8 @@ def rule(ask: Ask, cache: Cache, match: Match) -> Ruling:
         threshold=match.threshold,
         neighbours=match.neighbours,
         guards=match.guards,
-        ttl_s=cache.ttl,
-        grace_s=cache.grace,
+        ttl_s=min(cache.ttl, longest_s),
+        grace_s=min(cache.grace, longest_s),
         max_age_s=None,
         max_stale_s=None,
     )
