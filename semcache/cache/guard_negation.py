@@ -9,7 +9,16 @@ from __future__ import annotations
 
 from collections import Counter
 
-from semcache.cache.polarity import ENDINGS, NEGATIONS, Item, Polarity, are_alike, are_opposite, read_polarity
+from semcache.cache.polarity import (
+    ENDINGS,
+    NEGATIONS,
+    Item,
+    Polarity,
+    are_alike,
+    are_on_one_side,
+    are_opposite,
+    read_polarity,
+)
 from semcache.cache.words import stem
 
 
@@ -18,7 +27,12 @@ def negation_differ(asked: str, stored: str) -> bool:
     if one == other:
         return False
     mine, theirs = _exchanged(one, other)
-    opposed = [(a.key, b.key) for a in mine for b in theirs if a.key != b.key and are_opposite(a, b)]
+    opposed = [
+        (a.key, b.key)
+        for a in mine
+        for b in theirs
+        if a.key != b.key and are_opposite(a, b) and not _are_both_there(a, b, mine, theirs)
+    ]
     cancelled = sum(are_alike(a, b) for a in mine for b in theirs)
     for left, right in ((one, other), (other, one)):
         for base in _denied_by_affix(left.stems - right.stems, right.stems - left.stems, right.stems):
@@ -31,6 +45,11 @@ def negation_differ(asked: str, stored: str) -> bool:
         is_even = len(opposed) == abs(one.negations - other.negations) == 1 and not cancelled
         return not is_even or not _DENYING.isdisjoint(opposed[0])
     return _negations_differ(one, other, cancelled)
+
+
+def _are_both_there(one: Item, other: Item, mine: list[Item], theirs: list[Item]) -> bool:
+    """Whether each text has both of them, in other words: "pros and cons", "advantages and disadvantages"."""
+    return any(are_on_one_side(other, each) for each in mine) and any(are_on_one_side(one, each) for each in theirs)
 
 
 _SUFFIX = "less"
@@ -52,6 +71,8 @@ _ENDED = ENDINGS | frozenset(map(stem, "control overcome rid keep reduce help".s
 
 def _exchanged(one: Polarity, other: Polarity) -> tuple[list[Item], list[Item]]:
     """The plain items that each has and the other lacks. Degrees are for guard_comparison.py."""
+    if one.items == other.items:
+        return [], []
     mine, theirs = Counter(one.items), Counter(other.items)
     return [item for item in mine - theirs if not item.is_graded], [
         item for item in theirs - mine if not item.is_graded
@@ -64,7 +85,8 @@ def _denied_by_affix(stems: frozenset[str], others: frozenset[str], near: frozen
     for word in stems:
         if word.endswith(_SUFFIX):
             found.append(word.removesuffix(_SUFFIX))
-        found += [word[len(prefix) :] for prefix in _PREFIXES if word.startswith(prefix) and prefix not in near]
+        if word.startswith(_PREFIXES):
+            found += [word[len(prefix) :] for prefix in _PREFIXES if word.startswith(prefix) and prefix not in near]
     return [base for base in found if len(base) >= _SHORTEST and base in others]
 
 

@@ -30,6 +30,7 @@ Order = tuple[Part, ...]
 
 class Roles(NamedTuple):
     order: Order  # what carries meaning, in the order of the active voice
+    stems: frozenset[str]  # of the order
     sources: frozenset[str]  # what stands after "from"
     targets: frozenset[str]  # what stands after "to"
     is_symmetric: bool  # it asks for something that is the same both ways
@@ -37,10 +38,12 @@ class Roles(NamedTuple):
 
 def roles_differ(asked: str, stored: str) -> bool:
     one, other = _read_roles(asked), _read_roles(stored)
-    if one == other or one.is_symmetric or other.is_symmetric:
+    if one.is_symmetric or other.is_symmetric or one == other:
         return False
     if _goes_back(one, other) or _goes_back(other, one):
         return True
+    if len(one.stems - other.stems) > _STRANGE or len(other.stems - one.stems) > _STRANGE:
+        return False
     return _swapped(one.order, other.order) and not _is_converse(asked, stored)
 
 
@@ -65,6 +68,7 @@ _UNSAID = _stems(
 )
 _ASKING = _stems("be what which who how where when why")  # these change places for the sake of grammar
 _LONGEST = 4  # words of a part that changes its place
+_STRANGE = 1  # words that only one question has. More, and they are built in different ways: no order says anything
 _MOST_WORDS = 60  # longer texts are told from each other by more than an order
 
 
@@ -72,8 +76,10 @@ _MOST_WORDS = 60  # longer texts are told from each other by more than an order
 def _read_roles(text: str) -> Roles:
     words = read_words(text)
     stems = frozenset(word.stem for word in words)
+    order = tuple(_parts(_in_active_voice(words)))
     return Roles(
-        order=tuple(_parts(_in_active_voice(words))),
+        order=order,
+        stems=frozenset(part.stem for part in order),
         sources=_after(words, ("from",)),
         targets=_after(words, ("to", "into", "onto", "towards", "toward")),
         is_symmetric=not stems.isdisjoint(_SYMMETRIC),
@@ -133,14 +139,10 @@ def _is_participle(word: Word) -> bool:
 
 
 def _swapped(asked: Order, stored: Order) -> bool:
-    """Whether two parts changed places around something between them, among the words that both have.
-
-    More than one word that only one of them has, and the questions are built in different ways: then an order says
-    nothing.
-    """
+    """Whether two parts changed places around something between them, among the words that both have."""
     common = Counter(part.stem for part in asked) & Counter(part.stem for part in stored)
     one, other = _only(asked, common), _only(stored, common)
-    if max(len(asked) - len(one), len(stored) - len(other)) > 1 or not 1 < len(one) <= _MOST_WORDS:
+    if max(len(asked) - len(one), len(stored) - len(other)) > _STRANGE or not 1 < len(one) <= _MOST_WORDS:
         return False
     stems, others = [part.stem for part in one], [part.stem for part in other]
     if stems == others:

@@ -39,11 +39,7 @@ class Polarity(NamedTuple):
 
 def are_opposite(one: Item, other: Item) -> bool:
     """Whether they say opposite things: "enable" and "disable", "not wet" and "wet", "up" and "down" in one place."""
-    if (
-        one.beside
-        and other.beside
-        and not any(word and word == same for word, same in zip(one.beside, other.beside, strict=True))
-    ):
+    if one.beside and other.beside and not _are_together(one.beside, other.beside):
         return False
     turned = one.is_turned != other.is_turned
     return any(
@@ -51,6 +47,19 @@ def are_opposite(one: Item, other: Item) -> bool:
         for a in one.sides
         for b in other.sides
         if a.axis == b.axis
+    )
+
+
+def _are_together(one: tuple[str, str], other: tuple[str, str]) -> bool:
+    """Whether two small words stand before the same word, or after it where nothing follows."""
+    has_next = one[1] and other[1]
+    return one[1] == other[1] if has_next else bool(one[0]) and one[0] == other[0]
+
+
+def are_on_one_side(one: Item, other: Item) -> bool:
+    """Whether they can stand for each other: "advantages" and "pros"."""
+    return one.is_turned == other.is_turned and any(
+        a.axis == b.axis and a.side == b.side for a in one.sides for b in other.sides
     )
 
 
@@ -96,13 +105,15 @@ def read_polarity(text: str) -> Polarity:
     negations = endings = 0
     turned_at = -1  # the place that the last negation turns
     for place, word in enumerate(words):
+        if not _matters(word):
+            continue
         if word.text in NEGATIONS and _denies(words, place):
             negations += 1
             complaint = _read_complaint(words, place)
             if complaint:
                 complaints.append(complaint)
             turned_at = _next(words, place, _DOERS)
-            is_told = turned_at >= 0 and word.text not in _NARROWING
+            is_told = turned_at >= 0 and word.text not in _NARROWING and not _is_inverted(words, place)
             negated.append(words[turned_at].stem if is_told else "")
         elif word.stem in ENDINGS and _ends(words, place):
             endings += 1
@@ -140,11 +151,21 @@ def _read_items(words: tuple[Word, ...], place: int, is_turned: bool) -> Iterato
     if _is_sort(key, Sort.PLACED):
         after = _next(words, place, frozenset())
         beside = (before.stem, words[after].stem if after >= 0 else "")
+        if after == place + 1 and words[after].text == "no":  # "with no stop"
+            return
         if not _FIXED.isdisjoint(beside) or _is_choice(words, place):
             return
     yield Item(key, is_turned, _is_sort(key, Sort.RANK), beside)
 
 
+@lru_cache(maxsize=16384)
+def _matters(word: Word) -> bool:
+    """Whether it can be an item, a negation or an ending. Most words are none of these."""
+    tables = (sides(), particles(), ENDINGS)
+    return word.text in NEGATIONS or word.text in degrees() or any(word.stem in table for table in tables)
+
+
+@lru_cache(maxsize=4096)
 def _is_sort(key: str, sort: Sort) -> bool:
     return any(side.sort is sort for side in sides().get(key, ()))
 
@@ -181,6 +202,11 @@ def _next(words: tuple[Word, ...], place: int, barred: frozenset[str]) -> int:
 
 def _ends(words: tuple[Word, ...], place: int) -> bool:
     return place + 1 < len(words) and len(words[place + 1].text) > 4 and words[place + 1].text.endswith("ing")
+
+
+def _is_inverted(words: tuple[Word, ...], place: int) -> bool:
+    """Whether who does it comes next, and then what is denied: "why don't cats bark?"."""
+    return place >= 1 and words[place].text == "not" and (place == 1 or words[place - 2].text in _ASKING)
 
 
 def _read_complaint(words: tuple[Word, ...], place: int) -> str:

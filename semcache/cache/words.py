@@ -60,7 +60,7 @@ throw threw thrown; understand understood; wake woke woken; wear wore worn; writ
 withdrawn; beat beaten; bite bit bitten; blow blew blown; dig dug; feed fed; deal dealt; mean meant; seek sought;
 swear swore sworn; bind bound; hang hung; forbid forbade forbidden;
 child children; man men; woman women; person people; foot feet; tooth teeth;
-mouse mice; wife wives; life lives; half halves; die died dies dying; lie lied lying; sue sued suing; tie tied tying;
+mouse mice; wife wives; life lives; half halves; die died dies dying; lie lied lying; sue sued suing; tie tied tying; pro pros;
 use used using uses
 """
 _stem = Stemmer.Stemmer("english").stemWord
@@ -86,13 +86,16 @@ def read_words(text: str) -> tuple[Word, ...]:
             continue
         if found and found[-1].text == "non":  # "non-stop", "non stop" and "nonstop" are one word
             token = found.pop().text + token
-        found.extend(_EXPANDED.get(token) or (_expand(token) if "'" in token else (Word(token, stem(token)),)))
+        found.extend(_EXPANDED.get(token) or _expand(token))
     if found and found[-1] in MARKS:
         found.pop()
     return tuple(found)
 
 
+@lru_cache(maxsize=16384)  # the words of questions are much the same
 def _expand(token: str) -> tuple[Word, ...]:
+    if "'" not in token:
+        return (Word(token, stem(token)),)
     if token.endswith("n't"):
         return _words(token[:-3], "not")
     head, mark, tail = token.rpartition("'")
