@@ -9,8 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from semcache.cache.context_view import shorten
 from semcache.cache.explain_words import age
 from semcache.types import Verdict
+
+SHOWN_CHARS = 300  # of a question; --json has all of it
 
 Report = Mapping[str, Any]  # as POST /semcache/explain gives it
 
@@ -57,7 +60,7 @@ def _facts(report: Report) -> Table:
         f"guards {', '.join(_built(report)) or 'none'}",
     ]
     rows: list[tuple[str, object]] = [
-        ("question", report["question"] or "none: there is no text of a user to compare"),
+        ("question", shorten(report["question"] or "none: there is no text of a user to compare", SHOWN_CHARS)),
         (
             "scope",
             ", ".join(f"{name} {value}" for name, value in scope.items() if value) + f" (sharing: {route['sharing']})",
@@ -108,7 +111,7 @@ def _candidates(report: Report) -> Table:
             _guards(each["guards"]),
             Text(each["freshness"], "green" if each["freshness"] == "fresh" else "yellow"),
             entry,
-            Text(_plain(each["question"] or ""), "" if each["is_looked_at"] else "dim"),
+            Text(_plain(shorten(each["question"] or "", SHOWN_CHARS)), "" if each["is_looked_at"] else "dim"),
         )
     if not all(each["is_looked_at"] for each in candidates):
         table.caption = f"a lookup reads the nearest {route['neighbours']} (match.neighbours); the others are shown dim"

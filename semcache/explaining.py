@@ -17,7 +17,7 @@ from multidict import CIMultiDict
 
 from semcache import wire
 from semcache.admit import ANONYMOUS, Admission
-from semcache.cache.context_view import shorten, view_context, without_secrets
+from semcache.cache.context_view import Member, shorten, view_context, without_secrets
 from semcache.cache.explain import Evidence, Explainer, Neighbour, Stored
 from semcache.cache.explain_words import REASONS, freshness_of, say, tell
 from semcache.cache.policy import Ruling, read_directives, tighten
@@ -79,11 +79,13 @@ class Explaining:
 
     async def explain(self, body: bytes) -> Mapping[str, Any]:
         """What would become of a request, and why. Raises ClientError for one that cannot be understood."""
-        asked = read_asked(body)
+        # A request may have megabytes, and other requests must not wait for this one to be read and shown.
+        asked = await asyncio.to_thread(read_asked, body)
         address = wire.find_address(asked.path)
         if address is None or address.opt_in is not None:
             raise ClientError(
-                f'path: "{shorten(asked.path)}" is not one whose requests are explained; chat is {CHAT}', param="path"
+                f'path: no requests to "{shorten(without_secrets(asked.path))}" are explained; chat is {CHAT}',
+                param="path",
             )
         headers = CIMultiDict(asked.headers)
         if asked.key is not None:
@@ -101,7 +103,8 @@ class Explaining:
         evidence = await self._explainer.gather(
             plan.ask, plan.scope, plan.key, ruling, [item.key for item in plan.items]
         )
-        return self._report(plan, ruling, evidence, assumed)
+        context = await asyncio.to_thread(view_context, plan.ask.context)
+        return self._report(plan, ruling, evidence, context, assumed)
 
     def recall(self, request_id: str) -> Mapping[str, Any]:
         """What is known of a request that is over. Raises ClientError 404."""
@@ -153,7 +156,9 @@ class Explaining:
         assumed.append(f"model {newest[1]}")
         return tenant, newest[1], assumed
 
-    def _report(self, plan: Plan, ruling: Ruling, evidence: Evidence, assumed: Sequence[str]) -> Mapping[str, Any]:
+    def _report(
+        self, plan: Plan, ruling: Ruling, evidence: Evidence, context: Sequence[Member], assumed: Sequence[str]
+    ) -> Mapping[str, Any]:
         learned = self._pipeline.learned(plan)
         verdict, reason = decide(plan, ruling, evidence, learned, self._pipeline.is_being_fetched(plan))
         error = plan.targets if isinstance(plan.targets, SemcacheError) and verdict is not Verdict.HIT else None
@@ -167,8 +172,8 @@ class Explaining:
             "question": None if question is None else without_secrets(question),
             "tenant": plan.tenant.id,
             "scope": asdict(plan.scope),
-            "target": plan.ask.target,
-            "context": [member._asdict() for member in view_context(plan.ask.context)],
+            "target": without_secrets(plan.ask.target),
+            "context": [member._asdict() for member in context],
             "route": self._route(plan.route, ruling),
             "exact_only": ruling.exact_only,
             "exact_only_because": None if ruling.exact_only is None else REASONS.get(ruling.exact_only),

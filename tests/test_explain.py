@@ -14,13 +14,16 @@ import pytest
 from click.testing import CliRunner
 
 from semcache.cache.context_view import HIDDEN, view_context
+from semcache.cache.explain_words import DIFFERENCES, REASONS
+from semcache.cache.guards import GUARDS
 from semcache.cli import main
+from semcache.types import Reason
 from tests.fakes import ModelServer
 from tests.harness import Proxy, running_proxy
 
 SETTINGS = "match: {threshold: 0.8, guards: [numbers]}\ncache: {ttl: 1h, grace: 10m}"
 PARCEL = "When does my parcel number 17 arrive at home please"
-REWORDED = "When does my parcel number 17 arrive at home today"
+REWORDED = "When does my parcel number 17 arrive at our home please"
 OTHER_NUMBER = "When does my parcel number 18 arrive at home please"
 ADMIN_TOKEN = "sesame-of-the-operator"
 
@@ -172,6 +175,20 @@ async def test_guards_speak_about_every_candidate_and_lookups_read_only_the_near
         assert report["verdict"] == "miss"
 
 
+async def test_a_question_about_now_is_exact_only_and_told_why(desk: Desk) -> None:
+    now = "What is the weather like today"
+    await desk.proxy.ask(now)
+    report = await desk.explain("What is the weather like today then")
+    assert (report["verdict"], report["exact_only"]) == ("miss", "time-bound")
+    assert "about now" in report["summary"] and report["route"]["ttl_s"] < 3600
+    assert (await desk.explain(now))["verdict"] == "hit"
+
+
+def test_every_reason_and_every_guard_has_words() -> None:
+    assert [reason for reason in Reason if reason not in REASONS and not reason.startswith("guard-")] == []
+    assert set(GUARDS) - set(DIFFERENCES) == set()
+
+
 # What it must not do
 
 
@@ -218,6 +235,29 @@ def test_a_context_that_is_no_json_tells_its_size_only() -> None:
     assert view_context(b"\x00\x01 anything") == (("context", "11 bytes"),)
     assert [member.name for member in view_context(b'{"a":?12,"b":"?7 #ab","c":#00ff}')] == ["a", "b", "c"]
     assert view_context(b'{"b":"?7 \\" #ab"}')[0].value == '?7 " #ab'
+
+
+@pytest.mark.parametrize("place", [*range(900, 1010, 7), 150, 5000])
+def test_a_secret_in_a_long_text_is_hidden_wherever_the_text_is_cut(place: int) -> None:
+    text = f"{'word ' * (place // 5)}Bearer {SECRET} {'word ' * 2000}"
+    context = json.dumps({"messages": [{"role": "system", "content": text}]}).encode()
+    assert SECRET[:6] not in view_context(context)[0].value
+    assert SECRET[:6] not in view_context(json.dumps({"a": f"sk-{SECRET * 100}"}).encode())[0].value
+
+
+async def test_an_answer_called_wrong_is_told_so(desk: Desk) -> None:
+    await desk.proxy.ask(PARCEL)
+    hit = await desk.proxy.ask(REWORDED)
+    feedback = desk.proxy.url.removesuffix("/v1") + "/semcache/feedback"
+    told = {"entry": hit.headers["semcache-entry"], "request": hit.headers["x-request-id"], "verdict": "wrong"}
+    async with desk.http.post(feedback, json=told, headers={"Authorization": "Bearer sk-test"}) as response:
+        assert response.status == 200, await response.text()
+    report = await desk.explain(REWORDED)
+    assert (report["verdict"], report["reason"], report["candidates"][0]["objection"]) == (
+        "miss", "feedback", "feedback"
+    )  # fmt: skip
+    assert "was called wrong" in report["summary"]
+    assert (await desk.proxy.ask(REWORDED)).detail == "feedback"
 
 
 async def test_it_needs_the_token_like_every_admin_call(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import re
 from typing import Any, NamedTuple
 
 SHOWN_CHARS = 160  # of a value: enough to recognise a prompt by
+ROUGH_CHARS = 1000  # searched for secrets: a context may have megabytes
 SHOWN_MEMBERS = 40  # a long conversation has more turns than anybody reads
 HIDDEN = "[hidden]"
 QUESTION = "(the question)"
@@ -80,7 +81,7 @@ def _members_of(tree: dict[str, Any]) -> list[Member]:
 
 
 def _shown(name: str, value: Any) -> str:
-    """Hidden before it is cut: half a key is still a secret."""
+    """Hidden before it is cut: half a key is still a secret. Very long texts are cut roughly first, to save time."""
     value = _hide(name, value)
     if isinstance(value, dict) and isinstance(value.get("role"), str):  # a turn reads better as who says what
         role = value.pop("role")
@@ -97,7 +98,16 @@ def _hide(name: str, value: Any) -> Any:
         return {key: _hide(key, item) for key, item in value.items()}
     if isinstance(value, list):
         return [_hide(name, item) for item in value]
-    return without_secrets(value) if isinstance(value, str) else value
+    return without_secrets(_cut_at_a_blank(value)) if isinstance(value, str) else value
+
+
+def _cut_at_a_blank(text: str) -> str:
+    """What is shown will be shorter; no secret may be cut in two, so the cut lies before the last word begun."""
+    if len(text) <= ROUGH_CHARS:
+        return text
+    kept = text[:ROUGH_CHARS]
+    blank = max(kept.rfind(" "), kept.rfind("\n"))
+    return f"{kept[: blank + 1]}... ({len(text):,} characters)"
 
 
 def _compact(value: Any) -> str:

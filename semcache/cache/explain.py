@@ -16,7 +16,7 @@ from semcache.cache.guards import GUARDS
 from semcache.cache.lookup import Embedder, Index, Lookup, judge_age
 from semcache.cache.policy import Ruling
 from semcache.cache.store_log import Home
-from semcache.cache.verify import find_objection, is_near_enough
+from semcache.cache.verify import is_near_enough
 from semcache.errors import CacheFault, TooLong
 from semcache.types import Ask, Candidate, Entry, Finding, Key, Reason, Scope
 
@@ -60,7 +60,7 @@ class Neighbour:
     similarity: float
     is_near_enough: bool  # the threshold's word
     guards: tuple[GuardWord, ...]
-    objection: Reason | None  # what verification as a whole says, once near enough
+    objection: Reason | None  # what verification as a whole says of it, feedback included, were it near enough
     is_looked_at: bool  # among the `match.neighbours` nearest: a lookup reads no others
     stored: Stored
 
@@ -147,17 +147,17 @@ class Explainer:
         for place, candidate in enumerate(candidates[:SHOWN_CANDIDATES]):
             entry = await self._store.peek(candidate.seq)
             if entry is not None:
-                found.append(self._judge(ask.question, candidate, entry, ruling, place < ruling.neighbours))
+                found.append(self._judge(ask.question, key, candidate, entry, ruling, place < ruling.neighbours))
         return tuple(found)
 
     def _judge(
-        self, question: str, candidate: Candidate, entry: Entry, ruling: Ruling, is_looked_at: bool
+        self, question: str, key: Key, candidate: Candidate, entry: Entry, ruling: Ruling, is_looked_at: bool
     ) -> Neighbour:
         return Neighbour(
             similarity=candidate.similarity,
             is_near_enough=is_near_enough(candidate, ruling),
             guards=hear_guards(question, entry.question or "", ruling.guards),
-            objection=find_objection(question, entry, ruling),
+            objection=self._lookup.find_objection(question, key, candidate, entry, ruling),
             is_looked_at=is_looked_at,
             stored=self._describe(entry, ruling),
         )

@@ -23,10 +23,10 @@ DIFFERENCES: Mapping[str, str] = {
 }
 
 # What a reason says of the request, as the end of "This would be a MISS: ...".
-REASONS: Mapping[str, str] = {
+REASONS: Mapping[Reason, str] = {
     Reason.NO_ENTRY: "nothing that answers it was stored",
     Reason.BELOW_THRESHOLD: "the nearest stored question was below the threshold",
-    "feedback": "the nearest stored answer was called wrong, for this question or for others as near",
+    Reason.FEEDBACK: "the nearest stored answer was called wrong, for this question or for others as near",
     Reason.EXPLORING: "a stored answer would serve, but the route is in shadow mode and forwards all the same",
     Reason.TOOLS: "the request declares tools, so only an equal request may be answered from the store",
     Reason.SAMPLING: "the request asks for variety (a high temperature, or several choices), so only an equal request "
@@ -36,6 +36,8 @@ REASONS: Mapping[str, str] = {
     Reason.AGENT: "the request is a step of a running agent (it holds tool results), so only an equal request may be "
     "answered from the store",
     Reason.MEDIA: "the request carries images, audio or files, so only an equal request may be answered from the store",
+    Reason.TIME_BOUND: "the question is about now, so only an equal request may be answered from the store, and not "
+    "for long",
     Reason.PARTIAL: "only some items of the batch are stored; the others are fetched",
     Reason.EXACT_ONLY: "only an equal request may be answered from the store",
     Reason.NO_CACHE: "the caller asked for a fresh answer (Cache-Control: no-cache)",
@@ -49,7 +51,9 @@ REASONS: Mapping[str, str] = {
     Reason.CACHE_FAULT: "a part of the cache failed or was late",
 }
 
-_EXACT_ONLY = frozenset({Reason.TOOLS, Reason.SAMPLING, Reason.TOO_LONG, Reason.AGENT, Reason.MEDIA, Reason.EXACT_ONLY})
+_EXACT_ONLY = frozenset(
+    {Reason.TOOLS, Reason.SAMPLING, Reason.TOO_LONG, Reason.AGENT, Reason.MEDIA, Reason.TIME_BOUND, Reason.EXACT_ONLY}
+)
 
 
 def say(

@@ -140,10 +140,7 @@ class Lookup:
                 continue
             # Equal, though not found as equal: it was stored since, while the question was embedded.
             tier = Tier.EXACT if entry.key.exact == key.exact else Tier.SEMANTIC
-            if tier is Tier.SEMANTIC and self._quarantine.refuses(entry.key.exact, key.exact, candidate.similarity):
-                first = first or Reason.FEEDBACK
-                continue
-            objection = find_objection(question, entry, ruling)
+            objection = self.find_objection(question, key, candidate, entry, ruling)
             match = objection or self._match(entry, tier, candidate.similarity, ruling)
             if isinstance(match, Reason):
                 first = first or match
@@ -152,6 +149,15 @@ class Lookup:
             else:
                 stale = stale or match  # a fresh one a little further away is better
         return stale, None if stale else first or Reason.NO_ENTRY
+
+    def find_objection(
+        self, question: str, key: Key, candidate: Candidate, entry: Entry, ruling: Ruling
+    ) -> Reason | None:
+        """Why a candidate that is near enough must not answer: callers called it wrong, or a guard has a veto."""
+        is_equal = entry.key.exact == key.exact
+        if not is_equal and self._quarantine.refuses(entry.key.exact, key.exact, candidate.similarity):
+            return Reason.FEEDBACK
+        return find_objection(question, entry, ruling)
 
     async def _read(self, seq: int) -> Entry | None:
         return self._entries.get(seq) or await self._entries.read(seq)
