@@ -50,6 +50,7 @@ DIFFERENT = [
     ("What is the widest street?", "What is the narrowest street?", "width"),
     ("What is the happiest country?", "What is the saddest country?", "moods"),
     ("Is there a quieter room?", "Is there a louder room?", "noise"),
+    ("What is your greatest fear?", "What is your smallest fear?", "greatest and smallest"),
     ("Find the cleanest beach", "Find the dirtiest beach", "cleanness"),
 ]
 

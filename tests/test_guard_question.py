@@ -51,6 +51,8 @@ DIFFERENT = [
     ("Hello, when is the party?", "Hello, where is the party?", "after a greeting"),
     ("What is the reason for rust?", "Where is rust?", "the reason"),
     ("How come bread rises?", "When does bread rise?", "how come is why"),
+    ("How do I buy a ticket?", "Where do I buy a ticket?", "a way and a place"),
+    ("When was it built, and why?", "Where was it built, and why?", "one of two questions exchanged"),
     ("Who is a gentleman?", "What is a gentleman?", "who and what, and nothing else differs"),
     ("When did the war start?", "How did the war start?", "when and how"),
 ]
@@ -63,7 +65,6 @@ SAME = [
     ("How do I reset my password?", "Is there a way to reset my password?", "a way"),
     ("How do I reset my password?", "Is it possible to reset my password?", "possible"),
     ("How do I reset my password?", "I want to reset my password", "a statement"),
-    ("How do I reset my password?", "Where can I reset my password?", "the place to do it"),
     ("How do I find my PIN?", "Where do I find my PIN?", "the place of a thing"),
     ("What is a monad?", "Explain what a monad is", "a command"),
     ("What is a monad?", "Can you explain monads?", "a polite command"),

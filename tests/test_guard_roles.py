@@ -45,6 +45,11 @@ DIFFERENT = [
     ("Does milk go into the tea first?", "Does tea go into the milk first?", "what goes into what"),
     ("Did the dog bite the man?", "Did the man bite the dog?", "the oldest twin"),
     ("How do I call Java from Python?", "How do I call Python from Java?", "who calls"),
+    (
+        "Fly from Rome to Oslo, and how do they compare?",
+        "Fly from Oslo to Rome, and how do they compare?",
+        "two wishes",
+    ),
     ("Ship from China to France", "Ship from France to China", "shipping"),
     ("Drive from Rome to Milan please", "Please drive from Milan to Rome", "with words that say nothing"),
     ("Lend money to friends", "Lend money from friends", "giver and taker"),

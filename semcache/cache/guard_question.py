@@ -37,19 +37,23 @@ class Kind(Enum):
 class Question(NamedTuple):
     kinds: frozenset[Kind]
     rest: frozenset[str]  # the stems of what is asked about
-    is_wish: bool  # of the asker, for themselves: "how do I", "where can I"
+    seeks: bool  # it is about finding something, which is a way as much as a place
 
 
 def question_differ(asked: str, stored: str) -> bool:
     one, other = _read_question(asked), _read_question(stored)
-    if not one.kinds or not other.kinds or one.kinds & other.kinds:
-        return False
-    common = len(one.rest & other.rest)
-    if 2 * common < len(one.rest | other.rest):
+    mine, theirs = one.kinds - other.kinds, other.kinds - one.kinds
+    if not mine or not theirs:
         return False
     is_exchanged = one.rest == other.rest
-    is_wish = one.is_wish and other.is_wish
-    return not any(_agree(a, b, is_exchanged, is_wish) for a, b in product(one.kinds, other.kinds))
+    if not is_exchanged and (one.kinds & other.kinds or not _share_half(one.rest, other.rest)):
+        return False
+    seeks = one.seeks and other.seeks
+    return not any(_agree(a, b, is_exchanged, seeks) for a, b in product(mine, theirs))
+
+
+def _share_half(one: frozenset[str], other: frozenset[str]) -> bool:
+    return 2 * len(one & other) >= len(one | other)
 
 
 # Kinds that name what they ask for. Any other can stand for one of these: "what" for "who", "whether" for "where".
@@ -96,12 +100,12 @@ _RELATED = _pairs(
 )  # fmt: skip
 
 
-def _agree(one: Kind, other: Kind, is_exchanged: bool, is_wish: bool) -> bool:
+def _agree(one: Kind, other: Kind, is_exchanged: bool, seeks: bool) -> bool:
     pair = frozenset({one, other})
     if pair in _ALIKE:
         return True
     if pair == {Kind.HOW, Kind.WHERE}:  # "Where do I find my PIN?", "How do I find my PIN?"
-        return is_wish or not is_exchanged
+        return seeks or not is_exchanged
     if is_exchanged:
         return False
     return pair in _RELATED or not pair <= _SHARP
@@ -115,6 +119,7 @@ _FORMAL = _AUXILIARIES | frozenset(
     "what which who whose whom when where why how be been being a an the of to for i you my me we it this there at in "
     "please many much long often old far time times reason number exactly actually know tell wonder".split()
 )
+_SEEKING = frozenset(map(stem, "find see locate view access check look".split()))
 _OF_TIME = frozenset(map(stem, "time date day year month hour week".split()))
 _REASONS = frozenset(map(stem, "reason cause purpose".split()))
 _PRICES = frozenset(map(stem, "price cost fee fare".split()))
@@ -155,11 +160,10 @@ def _read_question(text: str) -> Question:
     kinds = frozenset(kind for kind in found if kind)
     if len(kinds) > 1:
         kinds -= {Kind.WHETHER}  # "Do you know when it opens?"
-    texts = [word.text for word in words]
     return Question(
         kinds=kinds,
         rest=frozenset(word.stem for word in words if word not in MARKS and word.text not in _FORMAL),
-        is_wish=any(texts[at] in ("i", "to", "we", "you") and at and texts[at - 1] != "to" for at in range(len(texts))),
+        seeks=any(word.stem in _SEEKING for word in words),
     )
 
 

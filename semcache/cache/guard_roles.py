@@ -34,14 +34,17 @@ class Roles(NamedTuple):
     sources: frozenset[str]  # what stands after "from"
     targets: frozenset[str]  # what stands after "to"
     is_symmetric: bool  # it asks for something that is the same both ways
+    is_undirected: bool  # its "from" and "to" are no way between two ends
 
 
 def roles_differ(asked: str, stored: str) -> bool:
     one, other = _read_roles(asked), _read_roles(stored)
-    if one.is_symmetric or other.is_symmetric or one == other:
+    if one == other:
         return False
-    if _goes_back(one, other) or _goes_back(other, one):
+    if not (one.is_undirected or other.is_undirected) and (_goes_back(one, other) or _goes_back(other, one)):
         return True
+    if one.is_symmetric or other.is_symmetric:
+        return False
     if len(one.stems - other.stems) > _STRANGE or len(other.stems - one.stems) > _STRANGE:
         return False
     return _swapped(one.order, other.order) and not _is_converse(asked, stored)
@@ -53,8 +56,10 @@ def _stems(words: str) -> frozenset[str]:
 
 _SYMMETRIC = _stems(
     "difference differ different distance similar similarity similarities same equal equivalent compare comparison "
-    "relation relationship between far vs versus marry meet gap unsubscribe immune scholarship"
+    "relation relationship between far vs versus marry meet gap"
 )
+# "the distance to", "different to"; and a scholarship to a place comes from there.
+_UNDIRECTED = _stems("distance far gap difference differ different unsubscribe immune scholarship")
 # What joins two parts without giving either a role.
 _JOINING = _stems("and or be as plus also both either nor not")
 # Beside these, two names in a row are a start and an end: "flights Paris London", "EUR USD exchange rate".
@@ -83,6 +88,7 @@ def _read_roles(text: str) -> Roles:
         sources=_after(words, ("from",)),
         targets=_after(words, ("to", "into", "onto", "towards", "toward")),
         is_symmetric=not stems.isdisjoint(_SYMMETRIC),
+        is_undirected=not stems.isdisjoint(_UNDIRECTED),
     )
 
 

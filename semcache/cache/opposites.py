@@ -388,6 +388,7 @@ first | last
 first | final
 minimum min lowest smallest least | maximum max highest largest most
 minimal | maximal
+greater greatest | lesser smaller smallest least
 earlier | later
 earliest | latest
 maximum | minimum

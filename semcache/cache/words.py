@@ -60,8 +60,8 @@ throw threw thrown; understand understood; wake woke woken; wear wore worn; writ
 withdrawn; beat beaten; bite bit bitten; blow blew blown; dig dug; feed fed; deal dealt; mean meant; seek sought;
 swear swore sworn; bind bound; hang hung; forbid forbade forbidden;
 child children; man men; woman women; person people; foot feet; tooth teeth;
-mouse mice; wife wives; life lives; half halves; die died dies dying; lie lied lying; sue sued suing; tie tied tying; pro pros;
-use used using uses
+mouse mice; wife wives; life lives; half halves; die died dies dying; lie lied lying; sue sued suing;
+tie tied tying; pro pros; use used using uses
 """
 _stem = Stemmer.Stemmer("english").stemWord
 _STEMS: dict[str, str] = {
