@@ -117,17 +117,24 @@ class App:
 
     async def start(self) -> None:
         """Open the ports and load the model; the index catches up meanwhile. Raises StartError with one clear line."""
-        server = self.config.server
-        await self.fetcher.start()
-        self.request_log.start()
         await self.core.start()
+        try:
+            await self.fetcher.start()
+            self.request_log.start()
+            await self._open_ports()
+        except BaseException:  # a port that is taken, say: nothing of what was started stays behind
+            await self._close()
+            raise
+        self.core.follow()
+        self._settling = asyncio.create_task(self._settle())
+
+    async def _open_ports(self) -> None:
+        server = self.config.server
         if server.unix_socket is not None and self._unix_socket is None:
             self._unix_socket = self._own_unix_socket = UnixSocket(server.unix_socket, int(server.unix_socket_mode, 8))
         self.port = await self.listener.start(server.host, server.port, server.workers > 1, self._unix_socket)
         admin_port = server.admin_port + self._worker if server.admin_port else 0  # each worker has its own figures
         self.admin_port = await self.admin.start(server.admin_host, admin_port)
-        self.core.follow()
-        self._settling = asyncio.create_task(self._settle())
 
     async def _settle(self) -> None:
         """What was built so far lives as long as the process: the collector need not walk a large index each time."""
@@ -143,11 +150,14 @@ class App:
     async def stop(self) -> None:
         """Drain: refuse new connections, let running answers finish within `server.drain`, then close everything."""
         self._is_stopping = True
-        await self.listener.drain(self.config.server.drain)
+        self._settling.cancel()
+        await self._close(self.config.server.drain)
+
+    async def _close(self, drain_s: float = 0.0) -> None:
+        await self.listener.drain(drain_s)
         if self._own_unix_socket is not None:
             self._own_unix_socket.remove()
         await self.admin.stop()
-        self._settling.cancel()
         await self.core.stop()
         await self.fetcher.close()
         await asyncio.to_thread(self.request_log.stop)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -164,3 +166,15 @@ def test_a_store_that_cannot_be_opened_is_one_line_and_exit_status_1(tmp_path: P
     text = semcache("serve", "--port", "0", "--admin-port", "0", "--store", "sqlite:/proc/nowhere/x.db", status=1)
     assert "/proc/nowhere" in text
     assert "redis" in semcache("serve", "--store", "redis://localhost", status=2)
+
+
+def test_a_start_that_fails_leaves_nothing_running(tmp_path: Path, prepared_model: object) -> None:
+    before = set(threading.enumerate())
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for option in ("--port", "--admin-port"):
+            ports = {"--port": "0", "--admin-port": "0", option: str(taken.getsockname()[1])}
+            semcache("serve", *itertools.chain(*ports.items()), "--store", f"sqlite:{tmp_path}/c.db", status=1)
+    left = [thread.name for thread in set(threading.enumerate()) - before]
+    assert [name for name in left if name.startswith("semcache")] == []
