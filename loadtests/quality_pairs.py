@@ -16,7 +16,8 @@ import json
 import random
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
@@ -38,12 +39,14 @@ from semcache.cache.guards import GUARDS
 from semcache.errors import SemcacheError, TooLong
 
 Vectors = NDArray[np.float32]
+Embed = Callable[[str, Sequence[str]], Vectors]  # the source's name, its texts -> a unit vector for each
 
 THRESHOLD = 0.85  # below the default of 0.90, so that what a guard makes possible is seen too
 NEIGHBOURS = 4  # of a text in a stream: what match.neighbours looks at by default
 VECTORS = Path(tempfile.gettempdir()) / "semcache-quality"  # 1.5 KB a text
 BLOCK = 1024  # texts embedded, or compared with all others, between two steps of the progress bar
-ALL = "all guards"
+ALL, TOGETHER = "all guards", "all sources"
+CAPTION = "alone: by no other guard"
 # Streams that give no pairs worth counting.
 LEFT_OUT = {
     "stream_qqp*": "the questions of pairs_qqp again",
@@ -66,9 +69,11 @@ class Count(NamedTuple):
 
     wrong: int  # pairs that would be wrong hits
     vetoed: int  # of them, those the guard vetoes
+    vetoed_alone: int  # of them, those no other guard vetoes
     right: int
     lost: int
-    us: float  # microseconds a pair, as for texts never read before
+    lost_alone: int
+    us: float  # microseconds a pair, of texts read for the first time
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
@@ -128,16 +133,16 @@ class Embedding:
         return vectors
 
 
-def read_pairs(name: str, rows: Iterable[Mapping[str, Any]], embedding: Embedding) -> list[Pair]:
+def read_pairs(name: str, rows: Iterable[Mapping[str, Any]], embed: Embed) -> list[Pair]:
     """The labelled pairs, without those of equal texts, which are hits of the exact tier."""
     labelled = [(row["a"], row["b"], bool(row["duplicate"])) for row in rows if row["a"] != row["b"]]
     texts = sorted({text for a, b, _ in labelled for text in (a, b)})
     place = {text: number for number, text in enumerate(texts)}
-    vectors = embedding.embed(name, texts)
+    vectors = embed(name, texts)
     return [Pair(a, b, same, float(vectors[place[a]] @ vectors[place[b]])) for a, b, same in labelled]
 
 
-def draw_pairs(name: str, rows: Iterable[Mapping[str, Any]], embedding: Embedding) -> list[Pair]:
+def draw_pairs(name: str, rows: Iterable[Mapping[str, Any]], embed: Embed) -> list[Pair]:
     """Each text of a stream with its nearest predecessors."""
     classes: dict[str, str] = {}
     for number, row in enumerate(rows):
@@ -145,7 +150,7 @@ def draw_pairs(name: str, rows: Iterable[Mapping[str, Any]], embedding: Embeddin
         label = f"row {number}" if row.get("oos") else row.get("class_slots", row["class"])
         classes.setdefault(row["text"], label)
     texts = list(classes)
-    vectors = embedding.embed(name, texts)
+    vectors = embed(name, texts)
     pairs = []
     for start in range(0, len(texts), BLOCK):
         block = vectors[start : start + BLOCK] @ vectors[: start + BLOCK].T  # (block, all until its end)
@@ -159,9 +164,9 @@ def draw_pairs(name: str, rows: Iterable[Mapping[str, Any]], embedding: Embeddin
     return pairs
 
 
-def load(name: str, file: Path, embedding: Embedding) -> list[Pair]:
+def load(name: str, file: Path, embed: Embed) -> list[Pair]:
     read = read_pairs if name.startswith("pairs_") else draw_pairs
-    return read(name, read_rows(file), embedding)
+    return read(name, read_rows(file), embed)
 
 
 def count(pairs: Sequence[Pair]) -> dict[str, Count]:
@@ -173,40 +178,49 @@ def count(pairs: Sequence[Pair]) -> dict[str, Count]:
         vetoed[name] = {number for number, pair in enumerate(pairs) if differ(pair.asked, pair.stored)}
         took_us[name] = (perf_counter_ns() - begun) / 1000 / max(len(pairs), 1)
     vetoed[ALL], took_us[ALL] = set().union(*vetoed.values()), sum(took_us.values())
-    right = sum(pair.same for pair in pairs)
-    return {
-        name: Count(
-            wrong=len(pairs) - right,
-            vetoed=sum(not pairs[number].same for number in numbers),
-            right=right,
-            lost=sum(pairs[number].same for number in numbers),
+    by_how_many = Counter(number for name in GUARDS for number in vetoed[name])
+    right = {number for number, pair in enumerate(pairs) if pair.same}
+    counts = {}
+    for name, numbers in vetoed.items():
+        alone = numbers if name == ALL else {number for number in numbers if by_how_many[number] == 1}
+        counts[name] = Count(
+            wrong=len(pairs) - len(right),
+            vetoed=len(numbers - right),
+            vetoed_alone=len(alone - right),
+            right=len(right),
+            lost=len(numbers & right),
+            lost_alone=len(alone & right),
             us=round(took_us[name], 1),
         )
-        for name, numbers in vetoed.items()
-    }
+    return counts
 
 
-def added(counts: Sequence[Count], pairs: Sequence[int]) -> Count:
-    wrong, vetoed, right, lost = (sum(column) for column in list(zip(*counts, strict=True))[:4])
+def added(counts: Sequence[Count]) -> Count:
+    """The same for all sources together; the time is that of a pair."""
+    pairs = [each.wrong + each.right for each in counts]
     us = sum(each.us * number for each, number in zip(counts, pairs, strict=True)) / max(sum(pairs), 1)
-    return Count(wrong, vetoed, right, lost, round(us, 1))
+    return Count(*(sum(column) for column in zip(*counts, strict=True)))._replace(us=round(us, 1))
 
 
 def share(events: int, trials: int) -> str:
-    return f"{events:,} ({events / trials:.1%})" if trials else "-"
+    return f"{events / trials:.2%}" if trials else "-"
 
 
 def show(counts: Mapping[str, Mapping[str, Count]], threshold: float, console: Console) -> None:
-    """Two tables, a row for each source: what is gained, and what it costs."""
-    for title, of, done in (("wrong hits vetoed", "wrong", "vetoed"), ("right hits lost", "right", "lost")):
-        table = Table("source", "of", title=f"{title}, cosine >= {threshold:.2f}")
-        for name in (*GUARDS, ALL):
-            table.add_column(name, justify="right")
-        for source, by_guard in counts.items():
-            trials = getattr(by_guard[ALL], of)
-            cells = [share(getattr(by_guard[name], done), trials) for name in (*GUARDS, ALL)]
-            table.add_row(source, f"{trials:,}", *cells, end_section=source == list(counts)[-2])
-        console.print(table)
+    """What is gained and what it costs, a section for each source, without the guards that say nothing there."""
+    table = Table(title=f"pairs with cosine >= {threshold:.2f}: what the guards do to hits", caption=CAPTION)
+    table.add_column("source and guard", no_wrap=True)
+    for heading in ("wrong hits vetoed", "share", "alone", "right hits lost", "share", "alone"):
+        table.add_column(heading, justify="right")
+    for source, by_guard in counts.items():
+        whole = by_guard[ALL]
+        table.add_row(f"[bold]{source}[/bold]", f"of {whole.wrong:,}", "", "", f"of {whole.right:,}", "", "")
+        for name, each in by_guard.items():
+            if each.vetoed or each.lost or name == ALL:
+                gained = f"{each.vetoed:,}", share(each.vetoed, each.wrong), f"{each.vetoed_alone:,}"
+                paid = f"{each.lost:,}", share(each.lost, each.right), f"{each.lost_alone:,}"
+                table.add_row(f"  {name}", *gained, *paid, end_section=name == ALL)
+    console.print(table)
     spent = list(counts.values())[-1]
     console.print("microseconds a pair: " + ", ".join(f"{name} {each.us}" for name, each in spent.items()))
 
@@ -274,7 +288,7 @@ def main(
         with Progress(console=Console(stderr=True)) as progress:
             embedding = Embedding(vectors, progress)
             for name, file in files.items():
-                found[name] = [pair for pair in load(name, file, embedding) if pair.cosine >= threshold]
+                found[name] = [pair for pair in load(name, file, embedding.embed) if pair.cosine >= threshold]
     except SemcacheError as error:
         sys.exit(f"loadtests.quality_pairs: {error.message}")
     except (OSError, ValueError, KeyError) as error:
@@ -284,8 +298,7 @@ def main(
         show_examples(examples, found, number, console)
         return
     counts = {name: count(pairs) for name, pairs in found.items()}
-    sizes = [len(pairs) for pairs in found.values()]
-    counts["together"] = {name: added([each[name] for each in counts.values()], sizes) for name in (*GUARDS, ALL)}
+    counts[TOGETHER] = {name: added([each[name] for each in counts.values()]) for name in (*GUARDS, ALL)}
     show(counts, threshold, console)
     if json_path:
         json_path.write_text(json.dumps(as_json(counts, threshold), indent=1) + "\n")
