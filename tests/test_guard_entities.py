@@ -1,5 +1,7 @@
 """Names swapped or added are other questions; spellings, typos and plurals are not. Each pair with its reason."""
 
+from time import perf_counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -143,3 +145,13 @@ def test_a_slip_is_one_edit_or_two_side_by_side_in_a_long_word() -> None:
     assert differs_by_a_slip("mumbai", "mubmai")
     assert not differs_by_a_slip("paris", "perth")
     assert not differs_by_a_slip("iran", "spain")
+
+
+def test_no_text_takes_long_to_read() -> None:
+    letters = "bcdfghjklmnpqrstvwxz"
+    unknown = " ".join(f"{a}{b}{c}{d}q" for a in letters for b in letters for c in letters[:4] for d in letters[:2])
+    started = perf_counter()
+    entities_differ(unknown, unknown.upper() + " paris")
+    entities_differ("new york " * 2000, "york new " * 2000)
+    entities_differ("a" * 20_000, "b-" * 10_000)
+    assert perf_counter() - started < 3.0  # 0.2 s; looking every word up as a typo takes 5 s

@@ -34,4 +34,5 @@ def _load() -> Mapping[str, tuple[Name, ...]]:
 
 # A spelling in lower case -> what it may be the name of.
 SPELLINGS = _load()
+BEGINNINGS = frozenset(spelling.split()[0] for spelling in SPELLINGS)
 LONGEST = max(len(spelling.split()) for spelling in SPELLINGS)  # words

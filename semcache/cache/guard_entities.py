@@ -15,9 +15,18 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
-from semcache.cache.gazetteer import LONGEST, SPELLINGS
+from semcache.cache.gazetteer import BEGINNINGS, LONGEST, SPELLINGS
 from semcache.cache.guard_language import read_language
-from semcache.cache.vocabulary import COMMON, DATES, NAMES, is_general, is_glued, is_plain_english, is_slip, stem
+from semcache.cache.vocabulary import (
+    COMMON,
+    DATES,
+    NAMES,
+    is_general,
+    is_glued,
+    is_plain_english,
+    is_slip,
+    stem,
+)
 
 
 def entities_differ(asked: str, stored: str) -> bool:
@@ -25,7 +34,8 @@ def entities_differ(asked: str, stored: str) -> bool:
 
     1. A sure name on one side only: another question, as a place or a product narrows the answer. Not so a forename
        or a maker before a name that both have ("Barack Obama", "Obama").
-    2. A word that may be a name, or a thing of some row: only when the other text has another of the same kind.
+    2. A word that may be a name, or a thing of some row: when the other text has another of the same kind, or another
+       word in its place, and all the rest is equal.
     """
     if asked == stored:
         return False
@@ -33,16 +43,57 @@ def entities_differ(asked: str, stored: str) -> bool:
     extra, missing = _beyond(one, other), _beyond(other, one)
     if not extra and not missing:
         return False
-    if not (extra and missing):
+    if extra and missing:
+        if any(mark.is_sure for mark in extra + missing):
+            return True
+        if not _kinds(extra).isdisjoint(_kinds(missing)):
+            return True
+    else:
         text, rest = (one, extra) if extra else (other, missing)
         left = {mark.place for mark in rest}
         held = {mark.place for mark in text.marks if mark.is_sure or mark.kinds & _PRODUCTS} - left
-        return any(mark.is_sure and mark.place + 1 not in held for mark in rest)
-    if any(mark.is_sure for mark in extra + missing):
-        return True
-    return not {kind for mark in extra for kind in mark.kinds}.isdisjoint(
-        kind for mark in missing for kind in mark.kinds
+        if any(mark.is_sure and mark.place + 1 not in held for mark in rest):
+            return True
+    return _is_exchanged(one, other, {mark.place for mark in extra}, {mark.place for mark in missing})
+
+
+def _kinds(marks: Iterable[_Mark]) -> set[str]:
+    return {kind for mark in marks for kind in mark.kinds}
+
+
+def _is_exchanged(one: _Reading, other: _Reading, extra: set[int], missing: set[int]) -> bool:
+    """Whether the texts are equal but for a word or two, a mark among them: "can i return my [sofa]", "[jacket]"."""
+    shorter = min(len(one.words), len(other.words))
+    begin = 0
+    while begin < shorter and one.words[begin] == other.words[begin]:
+        begin += 1
+    end = 0
+    while end < shorter - begin and one.words[-1 - end] == other.words[-1 - end]:
+        end += 1
+    places, others = range(begin, len(one.words) - end), range(begin, len(other.words) - end)
+    if begin + end < 2 or not (1 <= len(places) <= 2 and 1 <= len(others) <= 2):
+        return False
+    if extra.isdisjoint(places) and missing.isdisjoint(others):
+        return False
+    words, instead = one.words[begin : places.stop], other.words[begin : others.stop]
+    if not _ALSO_VERBS.isdisjoint(map(stem, words + instead)):
+        return False
+    return _names_something(words) and _names_something(instead)
+
+
+def _names_something(words: Iterable[str]) -> bool:
+    return any(word not in COMMON and word not in _SMALL and any(map(str.isalpha, word)) for word in words)
+
+
+# Words of the rows that mostly say what is done ("check my bill", "see my bill"), or that have too many synonyms.
+_ALSO_VERBS = frozenset(
+    map(
+        stem,
+        "check list order purchase watch go ship access book play see look deposit withdrawal account payment "
+        "transaction "
+        "cash money song music bill film head hand back target discover square publish cover run".split(),
     )
+)
 
 
 class _Mark(NamedTuple):
@@ -68,7 +119,7 @@ class _Reading(NamedTuple):
             return True
         if 3 <= len(mark.text) <= 6 and mark.text in self.initials:
             return True
-        return any(_is_typo(mark, word) for word in self.words)
+        return len(self.words) <= _SHORT and any(_is_typo(mark, word) for word in self.words)
 
 
 def _beyond(text: _Reading, other: _Reading) -> list[_Mark]:
@@ -81,6 +132,10 @@ def _beyond(text: _Reading, other: _Reading) -> list[_Mark]:
 
 
 _READ = 20_000  # characters: longer texts never get so far, as no embedder reads them; it bounds what a caller can cost
+
+
+_SHORT = 200  # words: typos are looked for in texts up to this, as each mark is compared with each word
+_UNKNOWN = 20  # words that are looked up as typos, 0.5 ms each, before the rest is taken for none
 
 
 @lru_cache(maxsize=4096)
@@ -150,7 +205,7 @@ def _unlisted(text: str, tokens: list[tuple[str, int]], places: Iterable[int]) -
             marks.append(_Mark(plain, frozenset(), _CAPITAL, False, True, place))
         elif not capital and is_glued(plain):
             marks.append(_Mark(plain, frozenset(), _CAPITAL, False, False, place))
-        elif len(plain) > 3 and (capital or not is_slip(plain)):
+        elif len(plain) > 3 and unknown < _UNKNOWN and (capital or not is_slip(plain)):
             unknown += 1
             marks.append(_Mark(plain, frozenset(), _CAPITAL, True, False, place))
     if unknown > max(2, len(tokens) // 2):  # hardly English
@@ -202,6 +257,8 @@ _JOINTS = re.compile(r"['.&\s-]")
 
 def _longest(words: list[str], place: int) -> int:
     """How many words from here are in the table as one name; 0: none."""
+    if words[place] not in BEGINNINGS and _bare(words[place]) not in BEGINNINGS:
+        return 0
     for length in range(min(LONGEST, len(words) - place), 0, -1):
         spelling = " ".join(words[place : place + length])
         if spelling in SPELLINGS or _bare(spelling) in SPELLINGS:
