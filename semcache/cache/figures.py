@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from enum import Enum
-from functools import lru_cache
 from math import gcd
 from typing import NamedTuple
 
 from semcache.cache.measures import ANYWHERE, BESIDE_A_NUMBER, POUND, Measure
 from semcache.cache.number_words import NUMBER_WORDS, ORDINALS, SCALES, SMALL, TENS, read_scales, read_spoken
+from semcache.cache.remember import remember
 from semcache.cache.tokens import Token, cut, kind_at, word_at
 
 
@@ -44,7 +44,7 @@ class Reading(NamedTuple):
     figures: tuple[Figure, ...]
 
 
-@lru_cache(maxsize=8192)  # a popular stored question is compared again and again
+@remember
 def read(question: str) -> Reading:
     tokens = cut(question)
     return Reading(tuple(token.text for token in tokens), tuple(_figures(tokens)))

@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
-from functools import lru_cache
 from typing import NamedTuple
 
 from semcache.cache.figures import MONTHS, calendar_date, read
 from semcache.cache.number_words import SMALL, TENS
+from semcache.cache.remember import remember
 
 
 class Detail(NamedTuple):
@@ -113,7 +113,7 @@ _CLOCK = re.compile(r"\d\d:\d\d")
 _ENDINGS = frozenset({"st", "nd", "rd", "th"})
 
 
-@lru_cache(maxsize=8192)  # a popular stored question is compared again and again
+@remember
 def _details(question: str) -> Counter[Detail]:
     """How often each is said."""
     reading = read(question)

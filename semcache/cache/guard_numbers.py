@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
-from semcache.cache.figures import Figure, Reading, Role, read
+from semcache.cache.figures import Reading, Role, read
 from semcache.cache.measures import BESIDE_A_NUMBER, Measure
+from semcache.cache.remember import remember
 
-# May be left out in one of two questions, but two of a kind must not be different.
-_ASIDE = ({Role.LENGTH, Role.MAYBE}, {Role.TIMES}, {Role.MONTH}, {Role.SIGN}, {Role.LETTER})
+# May be left out in one of two questions, but two of a kind must not be different. "One" is as long a list as "two".
+_ASIDE: Mapping[Role, int] = {
+    role: kind
+    for kind, roles in enumerate(
+        ((Role.LENGTH, Role.MAYBE), (Role.TIMES,), (Role.MONTH,), (Role.SIGN,), (Role.LETTER,))
+    )
+    for role in roles
+}
 _SAYING = frozenset({Role.MAYBE, Role.TIMES, Role.LENGTH, Role.LETTER})  # other ways to say a number
 _SINGLE = frozenset({"a", "an", "one", "single"})
 _BETWEEN = frozenset({"and", "or", "but", "to"})
@@ -27,8 +35,8 @@ def numbers_differ(asked: str, stored: str) -> bool:
     one, other = read(asked), read(stored)
     if one.figures == other.figures:
         return False
-    left, right = _counted(one), _counted(other)
-    mine, yours = list((left - right).elements()), list((right - left).elements())
+    left, right = _count(asked), _count(stored)
+    mine, yours = _rest(left.numbers, right.numbers), _rest(right.numbers, left.numbers)
     if len(mine) + len(yours) > MOST_COMPARED:
         return True
     if mine or yours:
@@ -37,16 +45,36 @@ def numbers_differ(asked: str, stored: str) -> bool:
         return True
     if (mine and not _are_said_in_passing(mine, one, other)) or (yours and not _are_said_in_passing(yours, other, one)):
         return True
-    return _asides_differ(one.figures, other.figures) or _are_exchanged(one.figures, other.figures)
+    return _asides_differ(left.asides, right.asides) or _are_exchanged(left.things, right.things)
 
 
-def _counted(reading: Reading) -> Counter[str]:
-    """How often each number occurs. A year that is named twice is still one year."""
-    counted = Counter(figure.value for figure in reading.figures if figure.role is Role.COUNTS)
-    for value in counted:
+class Counted(NamedTuple):
+    numbers: Counter[str]  # how often each must be in the other question
+    asides: Mapping[int, Counter[str]]  # the same of each kind in _ASIDE that there is
+    things: frozenset[tuple[str, str]]  # each number with what it counts, the next word in the singular
+
+
+@remember
+def _count(question: str) -> Counted:
+    """A year that is named twice is still one year."""
+    figures = read(question).figures
+    numbers = Counter(figure.value for figure in figures if figure.role is Role.COUNTS)
+    for value in numbers:
         if len(value) == 4 and value.isdecimal() and int(value) in _YEARS:
-            counted[value] = 1
-    return counted
+            numbers[value] = 1
+    asides: dict[int, Counter[str]] = {}
+    for figure in figures:
+        if figure.role is not Role.COUNTS:
+            asides.setdefault(_ASIDE[figure.role], Counter())[figure.value] += 1
+    things = frozenset(
+        (figure.value, figure.thing.rstrip("s")) for figure in figures if figure.thing and figure.thing not in _BETWEEN
+    )
+    return Counted(numbers, asides, things)
+
+
+def _rest(one: Counter[str], other: Counter[str]) -> list[str]:
+    """The numbers that `one` has more often."""
+    return [value for value, times in one.items() if times > other[value]]
 
 
 def _unmatched(mine: Iterable[str], yours: Iterable[str], one: Reading, other: Reading) -> tuple[list[str], list[str]]:
@@ -91,29 +119,17 @@ def _is_span(measure: Measure | None) -> bool:
     return measure is not None and measure.kind == "time"
 
 
-def _asides_differ(one: Iterable[Figure], other: Iterable[Figure]) -> bool:
-    for roles in _ASIDE:
-        left = Counter(figure.value for figure in one if figure.role in roles)
-        right = Counter(figure.value for figure in other if figure.role in roles)
-        if left - right and right - left:
-            return True
-    return False
+def _asides_differ(one: Mapping[int, Counter[str]], other: Mapping[int, Counter[str]]) -> bool:
+    """Whether both have figures of one kind, and each some that the other has not."""
+    return any(one[kind] - other[kind] and other[kind] - one[kind] for kind in one.keys() & other.keys())
 
 
-def _are_exchanged(one: Iterable[Figure], other: Iterable[Figure]) -> bool:
+def _are_exchanged(one: frozenset[tuple[str, str]], other: frozenset[tuple[str, str]]) -> bool:
     """Whether two numbers have changed their places: "3 beds and 2 baths", "2 beds and 3 baths"."""
-    mine, yours = _numbered(one), _numbered(other)
-    left, right = mine - yours, yours - mine
+    left, right = one - other, other - one
     return len(left) > MOST_COMPARED or any(
         (value, another_thing) in right and (another_value, thing) in right
         for value, thing in left
         for another_value, another_thing in left
         if value != another_value and thing != another_thing
     )
-
-
-def _numbered(figures: Iterable[Figure]) -> set[tuple[str, str]]:
-    """What each number counts: the next word, in the singular."""
-    return {
-        (figure.value, figure.thing.rstrip("s")) for figure in figures if figure.thing and figure.thing not in _BETWEEN
-    }

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
-from functools import lru_cache
 from typing import NamedTuple
 
 from semcache.cache.figures import Figure, read
 from semcache.cache.measures import ANYWHERE, BESIDE_A_NUMBER, POUND, POUNDS, Measure
+from semcache.cache.remember import remember
 
 Named = tuple[str, str]  # (kind, unit)
 
@@ -116,7 +116,7 @@ _DOLLARS: Mapping[str, str] = {
 _RUPEES: Mapping[str, str] = {"indian": "inr", "pakistani": "pkr", "nepali": "npr", "nepalese": "npr", "lankan": "lkr"}
 
 
-@lru_cache(maxsize=8192)  # a popular stored question is compared again and again
+@remember
 def _units(question: str) -> Units:
     reading = read(question)
     amounts = tuple(figure for figure in reading.figures if figure.measure is not None)
