@@ -17,10 +17,13 @@ from semcache.cache.context_view import HIDDEN, view_context
 from semcache.cache.explain_words import DIFFERENCES, REASONS
 from semcache.cache.guards import GUARDS
 from semcache.cli import main
-from semcache.types import Reason
+from semcache.recent_requests import RecentRequests
+from semcache.request_log import NoLog
+from semcache.types import Outcome, Reason
 from tests.fakes import ModelServer
 from tests.harness import Proxy, running_proxy
 
+PATH = "/semcache/explain"
 SETTINGS = "match: {threshold: 0.8, guards: [numbers]}\ncache: {ttl: 1h, grace: 10m}"
 PARCEL = "When does my parcel number 17 arrive at home please"
 REWORDED = "When does my parcel number 17 arrive at our home please"
@@ -34,7 +37,7 @@ class Desk:
     def __init__(self, proxy: Proxy, http: aiohttp.ClientSession, token: str = "") -> None:
         self.proxy = proxy
         self.http = http
-        self.url = f"http://127.0.0.1:{proxy.app.admin_port}/semcache/explain"
+        self.url = f"http://127.0.0.1:{proxy.app.admin_port}{PATH}"
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     async def call(self, asked: Any, status: int = 200) -> Any:
@@ -187,6 +190,42 @@ async def test_a_question_about_now_is_exact_only_and_told_why(desk: Desk) -> No
 def test_every_reason_and_every_guard_has_words() -> None:
     assert [reason for reason in Reason if reason not in REASONS and not reason.startswith("guard-")] == []
     assert set(GUARDS) - set(DIFFERENCES) == set()
+
+
+STREAM_OF_QUESTIONS = (
+    "How do I cancel my order",
+    "How can I cancel my order",
+    "How do I cancel my orders please",
+    "How do I cancel order 5",
+    "How do I cancel order 6",
+    "How do I not cancel my order",
+    "How do I cancel my order in Paris",
+    "How do I cancel my order in London",
+    "How do I cancel my order by Friday",
+    "How do I cancel my order now",
+    "How do I cancel `order`",
+    "When do I cancel my order",
+    "Who cancels orders",
+    "Wie storniere ich meine Bestellung",
+    "",
+    "5",
+    "?",
+)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.8, 0.95])
+async def test_what_is_explained_is_what_happens_then(tmp_path: Path, threshold: float) -> None:
+    async with running_proxy(tmp_path, f"match: {{threshold: {threshold}}}") as proxy, aiohttp.ClientSession() as http:
+        desk = Desk(proxy, http)
+        verdicts = set()
+        for question in (*STREAM_OF_QUESTIONS, *STREAM_OF_QUESTIONS[:3]):
+            body = {"model": "small", "messages": [{"role": "user", "content": question}]}
+            report = await desk.call({"body": body, "key": "sk-test"})
+            reply = await proxy.ask(question)
+            assert (report["verdict"], report["served"]) == (reply.verdict, reply.headers.get("semcache-entry"))
+            assert reply.verdict == "hit" or report["reason"] == reply.detail, question
+            verdicts.add((reply.verdict, reply.detail.partition("/")[0]))
+        assert len(verdicts) >= 4, "hits of both tiers, and misses of more than one kind"
 
 
 # What it must not do
@@ -476,6 +515,30 @@ async def test_the_command_asks_a_running_server_and_prints_for_people(desk: Des
     assert "This was a MISS" in await run("--request", reply.headers["x-request-id"])
     assert "no such request" in await run("--request", "unheard-of", status=1)
     assert "Semcache-Control" in await run(PARCEL, "-H", "Semcache-Control: similarity=9", status=2)
+
+
+async def test_the_command_asks_for_a_key_that_nobody_else_should_see(desk: Desk) -> None:
+    await desk.proxy.ask(PARCEL)
+    arguments = ["explain", PARCEL, "--key", "-", "--model", "small", "--admin", desk.url.removesuffix(PATH)]
+    result = await asyncio.to_thread(CliRunner().invoke, main, arguments, input="sk-test\n")
+    assert result.exit_code == 0 and "This would be a HIT" in result.output and "sk-test" not in result.output
+
+
+async def test_nothing_that_a_terminal_obeys_is_printed(desk: Desk) -> None:
+    await desk.proxy.ask("Where \x1b[31mis\x07 my [bold]parcel[/] \u202enumber\u009b 17")
+    arguments = ["explain", "Where is my parcel number 17", "--admin", desk.url.removesuffix(PATH)]
+    result = await asyncio.to_thread(CliRunner().invoke, main, arguments)
+    assert result.exit_code == 0 and "[bold]parcel[/]" in result.output
+    assert all(c.isprintable() or c == "\n" for c in result.output)
+
+
+def test_only_the_latest_requests_are_remembered() -> None:
+    recent = RecentRequests(NoLog(), kept=2)
+    for number in range(3):
+        recent.write(Outcome(f"id-{number}", 0.0, question="a secret"), "a secret")
+    assert recent.find("id-0") == []
+    ((outcome, line),) = recent.find("id-2")
+    assert outcome.question is None and "secret" not in json.dumps(line)
 
 
 def test_the_command_says_what_is_missing(tmp_path: Path) -> None:
