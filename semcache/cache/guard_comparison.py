@@ -6,18 +6,15 @@ degree against another in the same direction: people write "better" for "best".
 
 from __future__ import annotations
 
-from collections import Counter
-
 from semcache.cache.polarity import are_opposite, read_polarity
 from semcache.cache.words import Word, read_words
 
 
 def comparison_differ(asked: str, stored: str) -> bool:
     one, other = read_polarity(asked), read_polarity(stored)
-    if one.items == other.items or _is_converse(read_words(asked), read_words(stored)):
-        return False
-    mine, theirs = Counter(one.items), Counter(other.items)
-    return any(are_opposite(a, b) for a in mine - theirs for b in theirs - mine if a.is_graded or b.is_graded)
+    mine, theirs = one.items - other.items, other.items - one.items
+    differ = any(are_opposite(a, b) for a in mine for b in theirs if a.is_graded or b.is_graded)
+    return differ and not _is_converse(read_words(asked), read_words(stored))
 
 
 def _is_converse(asked: tuple[Word, ...], stored: tuple[Word, ...]) -> bool:

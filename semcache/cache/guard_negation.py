@@ -7,8 +7,6 @@ are content: "not independent" and "dependent".
 
 from __future__ import annotations
 
-from collections import Counter
-
 from semcache.cache.polarity import (
     ENDINGS,
     NEGATIONS,
@@ -35,11 +33,12 @@ def negation_differ(asked: str, stored: str) -> bool:
     ]
     cancelled = sum(are_alike(a, b) for a in mine for b in theirs)
     for left, right in ((one, other), (other, one)):
-        for base in _denied_by_affix(left.stems - right.stems, right.stems - left.stems, right.stems):
-            if base in right.negated:
+        for word, affix, base in left.affixed:
+            # "in front" is not denied by "infront"
+            if base in right.stems and not left.stems & {base} and not right.stems & {word, affix}:
+                if base not in right.negated:
+                    return True
                 cancelled += 1
-            else:
-                return True
     if opposed:
         # "not the correct amount", "the wrong amount"
         is_even = len(opposed) == abs(one.negations - other.negations) == 1 and not cancelled
@@ -51,10 +50,6 @@ def _are_both_there(one: Item, other: Item, mine: list[Item], theirs: list[Item]
     """Whether each text has both of them, in other words: "pros and cons", "advantages and disadvantages"."""
     return any(are_on_one_side(other, each) for each in mine) and any(are_on_one_side(one, each) for each in theirs)
 
-
-_SUFFIX = "less"
-_PREFIXES = ("un", "non", "dis", "in", "im", "ir", "il", "de", "mis", "anti")
-_SHORTEST = 3  # letters of a stem that a prefix is taken from
 
 # What says that something does not work as well as a negation does: "can't log in", "trouble logging in".
 _TROUBLE = frozenset(
@@ -73,21 +68,8 @@ def _exchanged(one: Polarity, other: Polarity) -> tuple[list[Item], list[Item]]:
     """The plain items that each has and the other lacks. Degrees are for guard_comparison.py."""
     if one.items == other.items:
         return [], []
-    mine, theirs = Counter(one.items), Counter(other.items)
-    return [item for item in mine - theirs if not item.is_graded], [
-        item for item in theirs - mine if not item.is_graded
-    ]
-
-
-def _denied_by_affix(stems: frozenset[str], others: frozenset[str], near: frozenset[str]) -> list[str]:
-    """The words of `others` that stand in `stems` with an affix of denial; "in front" is not denied by "infront"."""
-    found = []
-    for word in stems:
-        if word.endswith(_SUFFIX):
-            found.append(word.removesuffix(_SUFFIX))
-        if word.startswith(_PREFIXES):
-            found += [word[len(prefix) :] for prefix in _PREFIXES if word.startswith(prefix) and prefix not in near]
-    return [base for base in found if len(base) >= _SHORTEST and base in others]
+    mine, theirs = one.items - other.items, other.items - one.items
+    return [item for item in mine if not item.is_graded], [item for item in theirs if not item.is_graded]
 
 
 def _negations_differ(one: Polarity, other: Polarity, cancelled: int) -> bool:

@@ -194,5 +194,5 @@ def _only(order: Order, wanted: Counter[str]) -> Order:
 
 def _is_converse(asked: str, stored: str) -> bool:
     """Whether a word changed to its opposite along with the order: "A is cheaper than B", "B is dearer than A"."""
-    one, other = Counter(read_polarity(asked).items), Counter(read_polarity(stored).items)
+    one, other = read_polarity(asked).items, read_polarity(stored).items
     return any(are_opposite(a, b) for a in one - other for b in other - one)

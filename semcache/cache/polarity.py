@@ -6,6 +6,7 @@ independent". Where that word has no opposite in the table, the negation itself 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
@@ -28,8 +29,9 @@ class Item(NamedTuple):
 
 
 class Polarity(NamedTuple):
-    items: tuple[Item, ...]  # in their order
+    items: Counter[Item]
     stems: frozenset[str]
+    affixed: tuple[tuple[str, str, str], ...]  # stems with an affix of denial: the stem, the affix, the rest
     negations: int
     negated: tuple[str, ...]  # the stem that each negation stands before, "" where that cannot be told
     complaints: tuple[str, ...]  # "can" of "I can't", "know" of "I don't know": wishes as much as denials
@@ -120,8 +122,9 @@ def read_polarity(text: str) -> Polarity:
         items.extend(_read_items(words, place, turned_at == place))
     claims = {claim for place in range(len(words)) for claim in _claims(words, place)}
     return Polarity(
-        tuple(items),
+        Counter(items),
         frozenset(word.stem for word in words),
+        tuple(found for word in words for found in _affixes(word.stem)),
         negations,
         tuple(negated),
         tuple(complaints),
@@ -156,6 +159,19 @@ def _read_items(words: tuple[Word, ...], place: int, is_turned: bool) -> Iterato
         if not _FIXED.isdisjoint(beside) or _is_choice(words, place):
             return
     yield Item(key, is_turned, _is_sort(key, Sort.RANK), beside)
+
+
+_SUFFIX = "less"
+_PREFIXES = ("un", "non", "dis", "in", "im", "ir", "il", "de", "mis", "anti")
+_SHORTEST = 3  # letters of a stem that an affix is taken from
+
+
+@lru_cache(maxsize=16384)
+def _affixes(word: str) -> tuple[tuple[str, str, str], ...]:
+    found = [(word, prefix, word.removeprefix(prefix)) for prefix in _PREFIXES if word.startswith(prefix)]
+    if word.endswith(_SUFFIX):
+        found.append((word, _SUFFIX, word.removesuffix(_SUFFIX)))
+    return tuple(each for each in found if len(each[2]) >= _SHORTEST)
 
 
 @lru_cache(maxsize=16384)
