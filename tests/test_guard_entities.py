@@ -51,6 +51,10 @@ DIFFERENT = [
     ("how does islam see usury", "how does buddhism see usury", "religions"),
     ("Is mount kilimanjaro high?", "Is mount fuji high?", "mountains"),
     ("book a hotel", "book a flight and a hotel for Lisbon", "a place added to other words"),
+    ("can i return the sofa", "can i return the jacket", "things of different kinds in one place"),
+    ("how long does a hamster live", "how long does a parrot live", "animals"),
+    ("what is photoshop used for", "what is android used for", "programs of different kinds in one place"),
+    ("buy a Toyota Yaris", "buy a Toyota", "a model after its maker"),
     ("the capital of new mexico", "the capital of mexico", "a name inside another"),
 ]
 
@@ -64,6 +68,7 @@ EQUAL = [
     ("node.js tutorial", "nodejs tutorial", "joined by a full stop"),
     ("population of france", "the french population", "a country and its adjective"),
     ("How old is Barack Obama?", "how old is obama", "a forename before a name"),
+    ("is it safe in Cairo, Egypt", "is it safe in cairo", "a country after its city"),
     ("update Google Chrome", "update chrome", "a maker before its product"),
     ("wifi is not working", "wi-fi is not working", "a hyphen"),
     ("is whatsapp down", "is Whats App down", "in one word or two"),
@@ -84,6 +89,8 @@ EQUAL = [
     ("Hi, my name is Liam and I need a refund", "I need a refund", "the asker's own name"),
     ("where is my order", "where's my purchase", "two words for one thing"),
     ("i want to buy a sofa", "i want to buy a couch", "two words for one thing of a row"),
+    ("check my bill", "see my bill", "a verb that is also a thing"),
+    ("i needassistance with an order", "i need assistance with an order", "a space forgotten"),
     ("my mum's birthday", "my mom's birthday", "two spellings of a relative"),
     ("São Paulo hotels", "sao paulo hotels", "accents"),
     ("colour of the logo", "color of the logo", "British and American spellings"),

@@ -32,8 +32,8 @@ from semcache.cache.vocabulary import (
 def entities_differ(asked: str, stored: str) -> bool:
     """Whether a name of one text is missing in the other.
 
-    1. A sure name on one side only: another question, as a place or a product narrows the answer. Not so a forename
-       or a maker before a name that both have ("Barack Obama", "Obama").
+    1. A sure name on one side only: another question, as a place or a product narrows the answer, unless it goes
+       without saying.
     2. A word that may be a name, or a thing of some row: when the other text has another of the same kind, or another
        word in its place, and all the rest is equal.
     """
@@ -52,9 +52,14 @@ def entities_differ(asked: str, stored: str) -> bool:
         text, rest = (one, extra) if extra else (other, missing)
         left = {mark.place for mark in rest}
         held = {mark.place for mark in text.marks if mark.is_sure or mark.kinds & _PRODUCTS} - left
-        if any(mark.is_sure and mark.place + 1 not in held for mark in rest):
+        if any(mark.is_sure and not _goes_without_saying(mark, held) for mark in rest):
             return True
     return _is_exchanged(one, other, {mark.place for mark in extra}, {mark.place for mark in missing})
+
+
+def _goes_without_saying(mark: _Mark, held: set[int]) -> bool:
+    """Whether it stands before a name that both have ("Barack Obama"), or is a country after one ("Cairo, Egypt")."""
+    return mark.place + 1 in held or ("PLACE" in mark.kinds and mark.place - 1 in held)
 
 
 def _kinds(marks: Iterable[_Mark]) -> set[str]:

@@ -55,7 +55,7 @@ def read_language(text: str) -> Reading:
 
 # Quotes are passed over up to 200 characters: a lone quotation mark must not hide the rest of a long text.
 _NOT_OWN = re.compile(
-    r"https?://\S+|\S+@\S+|`[^`]{0,200}`|\"[^\"]{0,200}\"|[“„«][^”“»]{0,200}[”“»]|(?<!\w)'[^']{0,200}'(?!\w)"
+    r"https?://\S+|[^\s@]{1,64}@\S{1,100}|`[^`]{0,200}`|\"[^\"]{0,200}\"|[“„«][^”“»]{0,200}[”“»]|(?<!\w)'[^']{0,200}'(?!\w)"
 )
 _WORD = re.compile(r"[^\W\d_]+")
 _READ = 2000  # characters: more of a text does not make its language plainer

@@ -85,6 +85,8 @@ _JOINT = re.compile(r"[.&-]")
 @lru_cache(maxsize=8192)
 def is_glued(word: str) -> bool:
     """Whether it is two ordinary words without the space: a slip ("needhelp"), or a name ("doordash")."""
+    if len(word) > 30:
+        return False
     return any(_is_ordinary(word[:at]) and _is_ordinary(word[at:]) for at in range(2, len(word) - 1)) or (
         word[:1] in ("i", "a") and _is_ordinary(word[1:])
     )
