@@ -274,7 +274,7 @@ def _longest(words: list[str], place: int) -> int:
 def _tells_by_case(text: str, tokens: list[tuple[str, int]]) -> bool:
     """Whether capitals mean something here: not in a text all of them, or a headline with one to each word."""
     long = [token for token, _ in tokens[1:] if len(token) > 3]
-    return sum(token[0].isupper() for token in long) <= len(long) / 2
+    return sum(token[0].isupper() for token in long) <= max(2, len(long) / 2)
 
 
 def _begins(text: str, start: int) -> bool:
