@@ -1,10 +1,14 @@
 """Pairs, each with its reason. An answer for one day is wrong on another, however it is written."""
 
+from collections.abc import Callable
+from datetime import date, timedelta
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from semcache.cache.guard_dates import dates_differ
+from semcache.cache.guard_numbers import numbers_differ
 
 DIFFERENT = [
     ("Who won the cup in 2023?", "Who won the cup in 2024?", "years"),
@@ -48,6 +52,7 @@ DIFFERENT = [
     ("Walk every morning", "Walk every evening", "parts of every day"),
     ("Wake me at 5 am", "Wake me at 5 pm", "halves of the day"),
     ("From 3 March to 5 April", "From 3 April to 5 April", "one of two months"),
+    ("Wake me at 5 am", "Wake me at 5 in the evening", "an hour and a part of the day"),
     ("Wake me at 5:30 pm", "Wake me at 05:30", "halves of the day in both clocks"),
     ("What happened 3 days ago?", "What happens in 3 days?", "back and forward"),
     ("Open at Christmas?", "Open at Easter?", "holidays"),
@@ -95,6 +100,9 @@ EQUAL = [
     ("I ordered it three days ago, where is it?", "I ordered it, where is it?", "told in passing, with a number"),
     ("Wake me at 5 pm", "Wake me at 17:00", "the clock of 24 hours"),
     ("Wake me at 9 a.m.", "Wake me at 9:00 am", "dots and minutes"),
+    ("Wake me at 5 am", "Wake me at 5 in the morning", "an hour and its part of the day"),
+    ("Call me at 5 pm", "Call me at 5 in the evening", "evening for some"),
+    ("Call me at 5 pm", "Call me at 5 in the afternoon", "afternoon for others"),
     ("Closed at noon", "Closed at 12 pm", "noon"),
     ("Closed at midnight", "Closed at 12 am", "midnight"),
     ("Trains tomorrow morning", "Trains tomorrow in the morning", "parts of a day"),
@@ -116,6 +124,38 @@ def test_another_time_is_vetoed(asked: str, stored: str, why: str) -> None:
 def test_the_same_time_written_otherwise_is_no_difference(asked: str, stored: str, why: str) -> None:
     assert not dates_differ(asked, stored), why
     assert not dates_differ(stored, asked), f"{why}, the other way round"
+
+
+def ordinal(day: int) -> str:
+    return f"{day}{'th' if 10 < day < 20 else {1: 'st', 2: 'nd', 3: 'rd'}.get(day % 10, 'th')}"
+
+
+FORMS: list[Callable[[date], str]] = [
+    lambda day: day.isoformat(),
+    lambda day: f"{day:%Y/%m/%d}",
+    lambda day: f"{day:%B} {day.day}, {day.year}",
+    lambda day: f"{day.day} {day:%B} {day.year}",
+    lambda day: f"{day:%b} {ordinal(day.day)} {day.year}",
+    lambda day: f"the {ordinal(day.day)} of {day:%B}, {day.year}",
+]
+DAYS = st.dates(date(1950, 1, 1), date(2090, 12, 31))
+
+
+@given(DAYS, DAYS, st.sampled_from(FORMS), st.sampled_from(FORMS))
+def test_dates_are_compared_as_days_and_not_as_they_are_written(
+    one: date, other: date, mine: Callable[[date], str], yours: Callable[[date], str]
+) -> None:
+    asked = f"What happened on {mine(one)}?"
+    assert dates_differ(asked, f"What happened on {yours(other)}?") == (one != other)
+    assert not dates_differ(asked, f"What happened on {yours(one)}?")
+    assert not numbers_differ(asked, f"What happened on {yours(one)}?"), "nor may the other guard stand in the way"
+
+
+@given(DAYS, st.sampled_from(FORMS), st.sampled_from(FORMS), st.sampled_from([1, 7, 30, 365]))
+def test_near_days_are_told_apart(
+    one: date, mine: Callable[[date], str], yours: Callable[[date], str], later: int
+) -> None:
+    assert dates_differ(f"Sales on {mine(one)}", f"Sales on {yours(one + timedelta(days=later))}")
 
 
 PIECES = st.sampled_from(

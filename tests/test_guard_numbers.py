@@ -168,6 +168,41 @@ def test_a_question_never_differs_from_itself_in_another_case_or_with_more_white
         assert not numbers_differ(question, question.replace(" ", "  "))
 
 
+TEMPLATES = st.sampled_from(
+    [
+        "Cancel order {}",
+        "Is {} mg too much?",
+        "Is the iPhone {} waterproof?",
+        "I paid ${} for it",
+        "Is {}% enough?",
+        "Wake me in {} minutes",
+        "Top {} songs",
+        "What are the {} best songs?",
+        "What are {} reasons?",
+        "Who won in {}?",
+        "I called {} times",
+        "A {} year old",
+        "The {}th of them",
+        "Windows {}.1",
+        "From {} to 10",
+        "Is -{} cold?",
+        "A flat for {}k",
+        "It costs 5.{} here",
+    ]
+)
+
+
+@given(TEMPLATES, st.integers(1, 10**9), st.integers(1, 10**9))
+def test_two_different_numbers_in_one_place_are_always_vetoed(template: str, one: int, other: int) -> None:
+    assert numbers_differ(template.format(one), template.format(other)) == (one != other)
+
+
+@given(TEMPLATES, st.integers(2, 10**6))
+def test_neighbours_and_multiples_of_ten_are_always_told_apart(template: str, number: int) -> None:
+    assert numbers_differ(template.format(number), template.format(number + 1))
+    assert numbers_differ(template.format(number), template.format(number * 10))
+
+
 def test_many_numbers_in_a_long_question_take_no_more_than_their_share() -> None:
     counted = " ".join(f"{number} things{number}" for number in range(5_000))
     others = " ".join(f"{number} things" for number in range(5_000, 10_000))

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semcache.cache.guard_units import units_differ
+from semcache.cache.measures import BESIDE_A_NUMBER
 
 DIFFERENT = [
     ("Is 5 kg too heavy?", "Is 5 lb too heavy?", "weights"),
@@ -117,6 +118,18 @@ def test_changed_unit_is_vetoed(asked: str, stored: str, why: str) -> None:
 def test_the_same_unit_in_another_spelling_is_no_difference(asked: str, stored: str, why: str) -> None:
     assert not units_differ(asked, stored), why
     assert not units_differ(stored, asked), f"{why}, the other way round"
+
+
+WORDS = sorted(spelling for spelling in BESIDE_A_NUMBER if spelling.isalpha())
+
+
+@pytest.mark.parametrize("one", WORDS)
+def test_a_unit_is_only_equal_to_its_other_spellings(one: str) -> None:
+    mine = BESIDE_A_NUMBER[one]
+    for other in WORDS:
+        yours = BESIDE_A_NUMBER[other]
+        vague = "degree" in (mine.unit, yours.unit) and mine.kind == yours.kind
+        assert units_differ(f"Are 7 {one} enough?", f"Are 7 {other} enough?") == (mine.unit != yours.unit and not vague)
 
 
 PIECES = st.sampled_from(

@@ -33,7 +33,18 @@ def dates_differ(asked: str, stored: str) -> bool:
     left, right = one - other, other - one
     if {detail.kind for detail in left} & {detail.kind for detail in right}:
         return True
+    if _is_at_another_hour(one.keys(), other.keys()) or _is_at_another_hour(other.keys(), one.keys()):
+        return True
     return _narrow(left.keys() - other, read(asked).words) or _narrow(right.keys() - one, read(stored).words)
+
+
+def _is_at_another_hour(one: Set[Detail], other: Set[Detail]) -> bool:
+    """Whether one names hours and the other only a part of the day that has none of them: 5 am, 5 in the evening."""
+    hours = {int(detail.value[:2]) for detail in one if detail.kind == CLOCK}
+    parts = {detail.value for detail in other if detail.kind == PART}
+    if not hours or not parts or any(detail.kind == PART for detail in one):
+        return False
+    return not any(detail.kind == CLOCK for detail in other) and not any(hours & _HOURS[part] for part in parts)
 
 
 def _narrow(left: Set[Detail], words: Sequence[str]) -> bool:
@@ -58,6 +69,12 @@ _PAST = frozenset(
     Detail(DAY, day)
     for day in ("yesterday", "before yesterday", "last night", "last evening", *(f"last {unit}" for unit in _UNITS))
 )
+_HOURS = {  # with room at both ends: what is evening to one is night to another
+    "morning": frozenset(range(13)),
+    "afternoon": frozenset(range(12, 19)),
+    "evening": frozenset(range(16, 24)),
+    "night": frozenset({*range(18, 24), *range(7)}),
+}
 _FIRST_PERSON = frozenset({"i", "my", "me", "mine", "we", "our", "us", "i'm", "i've", "i'd", "i'll"})
 
 _WEEKDAYS: Mapping[str, str] = {
