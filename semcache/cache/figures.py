@@ -83,6 +83,7 @@ _ROMAN: Mapping[str, str] = {
 _LETTERS = {"v": "5", "x": "10", "vi": "6", "xi": "11"}
 _BEFORE_I = frozenset({"war", "type", "phase", "part", "grade", "stage", "class", "level", "chapter", "volume"})
 _GROUPED = re.compile(r"-?\d{1,3}(?:,\d{2,3})*,\d{3}(?:\.\d+)?")  # 1,000 and 12,34,567.89
+_POINTED = re.compile(r"-?\d{1,3}\.\d{3}")  # five in London, five thousand in Berlin: only as written
 LONGEST_AMOUNT = 18  # digits; more are a code, and are never rounded
 _PLAIN = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?")
 
@@ -186,7 +187,8 @@ def _from_digits(tokens: Sequence[Token], at: int) -> tuple[Sequence[Figure], in
         text = text.replace(",", "")
     elif "," in text:  # a list, or a comma for a point: both parts are told apart
         return [Figure(_code(part)) for part in text.split(",") if part], at + 1
-    if not _PLAIN.fullmatch(text) or len(text) > LONGEST_AMOUNT:  # a version, a code with a zero before it
+    is_amount = _PLAIN.fullmatch(text) and not _POINTED.fullmatch(text) and len(text) <= LONGEST_AMOUNT
+    if not is_amount:  # a version, a code with a zero before it
         return [Figure(text)], at + 1
     value, after = Decimal(text), at + 1
     following = tokens[after] if after < len(tokens) else None
@@ -362,9 +364,9 @@ _CODES = {"date": _from_date, "phone": _from_phone, "fraction": _from_fraction}
 
 
 def _code(text: str) -> str:
-    """5.0 is 5, but 3.10 is not 3.1, which may be versions."""
+    """5.0 is 5, but 3.10 is not 3.1, which may be versions, and 5.000 may be five thousand."""
     whole, _, part = text.partition(".")
-    return text if part.strip("0") else (whole if _PLAIN.fullmatch(whole) else text)
+    return text if part.strip("0") or len(part) == 3 else (whole if _PLAIN.fullmatch(whole) else text)
 
 
 def _plain(value: Decimal) -> str:
