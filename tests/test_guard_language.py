@@ -9,6 +9,7 @@ from semcache.cache.guard_language import language_differ, read_language
 DIFFERENT = [
     ("Wie kann ich mein Passwort zurücksetzen?", "How can I reset my password?", "German"),
     ("wie setze ich mein passwort zurueck", "how do i reset my password", "German without its own letters"),
+    ("Posso receber um reembolso?", "Can I get a refund?", "words of two other languages, none English"),
     ("Was ist Python?", "What is Python?", "nearly the same letters"),
     ("Qu'est-ce que Python ?", "What is Python?", "French"),
     ("Comment puis-je changer mon mot de passe ?", "How can I change my password?", "French"),
@@ -77,6 +78,8 @@ EQUAL = [
     ("", "How are you?", "no text at all"),
     ("👍", "yes", "pictures have no language"),
     ("ok", "okay", "one word"),
+    ("Beyoncé songs", "what are the songs of Beyoncé", "a foreign name and no small word"),
+    ("São Paulo hotels", "what are the best hotels in São Paulo", "a foreign name and no small word"),
     ("東京の天気", "東京の天気は?", "both Japanese"),
     ("天气预报", "天气预报怎么样", "both Chinese"),
     ("비밀번호 변경", "비밀번호를 변경해 주세요", "both Korean"),

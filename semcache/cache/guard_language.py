@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
+from semcache.cache.vocabulary import is_general
+
 
 def language_differ(asked: str, stored: str) -> bool:
     """Whether the two are written in different scripts or languages, or want their answers in different ones."""
@@ -26,16 +28,24 @@ def language_differ(asked: str, stored: str) -> bool:
         return True
     if one.language and other.language:
         return one.language != other.language
-    # Not English, whatever else: none of its common words, but a letter that it lacks or some words of others.
-    return (one.language == "en" and other.is_foreign) or (other.language == "en" and one.is_foreign)
+    return one.rules_out(other.language) or other.rules_out(one.language)
 
 
 class Reading(NamedTuple):
     script: str | None  # of most letters
     language: str | None  # two letters, of those in _COMMON
-    is_foreign: bool  # surely not English, though which language is not known
+    votes: frozenset[str]  # the languages that anything speaks for
+    is_marked: bool  # enough is there to tell what it is not: two common words, or letters that English lacks
     target: frozenset[str]  # the languages an answer is wanted in, by name; English goes without saying
     named: frozenset[str]  # all languages that the text names
+
+    @property
+    def is_foreign(self) -> bool:
+        """Surely not English, though which language may not be known."""
+        return self.language not in (None, "en") or self.rules_out("en")
+
+    def rules_out(self, language: str | None) -> bool:
+        return language is not None and self.language is None and self.is_marked and language not in self.votes
 
 
 @lru_cache(maxsize=4096)
@@ -47,10 +57,12 @@ def read_language(text: str) -> Reading:
     script = _find_script(own)
     votes, words = _vote(own)
     language = _winner(votes, 1.3 if script == "LATIN" else 0.9)  # a Latin text may name a word of another language
-    is_foreign = language not in (None, "en") or (
-        not votes.get("en") and (words >= 3 or _FOREIGN.search(own) is not None)
-    )
-    return Reading(script, language, is_foreign, target - {"english"}, named)
+    is_marked = words >= 2
+    if script == "LATIN" and words < 2:  # a foreign name beside English words ("São Paulo hotels"), or a foreign text
+        has_english = _has_english(own)
+        language = None if has_english and language != "en" else language
+        is_marked = not has_english and _FOREIGN.search(own) is not None
+    return Reading(script, language, frozenset(votes), is_marked, target - {"english"}, named)
 
 
 # Quotes are passed over up to 200 characters: a lone quotation mark must not hide the rest of a long text.
@@ -107,7 +119,7 @@ def _winner(votes: Mapping[str, float], enough: float) -> str | None:
 
 # The commonest words of questions in each language. Words of two languages vote for both, with half the weight.
 _COMMON: Mapping[str, str] = {
-    "en": "what how is the of to and in a i do can my for you why are does which when who where it on with be "
+    "en": "vs what how is the of to and in a i do can my for you why are does which when who where it on with be "
     "best get have should if we will that this your from not or was would there an at by as me has did "
     "any some much many make am been their they he she his her its than but about please want need help "
     "find tell show give could",
@@ -178,15 +190,32 @@ _LETTERS: tuple[tuple[frozenset[str], tuple[str, ...]], ...] = (
     (frozenset("іїєґ"), ("uk",)),
     (frozenset("ٹڈڑںے"), ("ur",)),
 )
+
+
+def _has_english(text: str) -> bool:
+    """Whether an ordinary English word stands beside the foreign letters: "Beyoncé songs"."""
+    return any(len(word) > 3 and word.isascii() and is_general(word) for word in _WORD.findall(text[:_READ]))
+
+
 _FOREIGN = re.compile("[ßäöüåñ¿¡ãõœëûùêâîğşłąęśźżćńơưđșțăéèàçíóúáìòù]")
 
 
 def _weigh(common: Mapping[str, str]) -> dict[str, tuple[tuple[str, float], ...]]:
-    words = {language: frozenset(text.split()) for language, text in common.items()}
+    words = {language: frozenset(f"{text} {_without_marks(text)}".split()) for language, text in common.items()}
     spread = Counter(word for own in words.values() for word in own)
     return {
         word: tuple((language, 1.0 / spread[word]) for language, own in words.items() if word in own) for word in spread
     }
+
+
+def _without_marks(text: str) -> str:
+    """As many people type: "como" for "cómo". Only Latin letters: marks are letters of their own in other scripts."""
+    return "".join(
+        letter
+        if ord(letter) > 0x24F and not 0x1E00 <= ord(letter) <= 0x1EFF
+        else unicodedata.normalize("NFKD", letter)[0]
+        for letter in text
+    ).replace("ı", "i")
 
 
 _WORDS = _weigh(_COMMON)
