@@ -141,13 +141,13 @@ class Explaining:
         newest = None
         if tenant is None or needs_model:
             newest = await self._store.newest_writer(endpoint, tenant.id if tenant else None, asked.model)
-        if tenant is None and newest is not None:
+        known = [settings.name for settings in self._tenants]
+        if tenant is None and newest is not None and (not known or newest[0] in known):
             tenant = self._admission.named(newest[0])
             assumed.append(f"tenant {tenant.id}")
         if tenant is None:
-            if self._tenants:
-                known = ", ".join(settings.name for settings in self._tenants)
-                raise ClientError(f"tenant: say whose request it is; there are {known}", param="tenant")
+            if known:
+                raise ClientError(f"tenant: say whose request it is; there are {', '.join(known)}", param="tenant")
             tenant = ANONYMOUS
         if not needs_model:
             return tenant, asked.model, assumed

@@ -346,6 +346,14 @@ async def test_a_tenant_is_named_by_name_or_key(tmp_path: Path) -> None:
         await desk.call({"question": PARCEL, "model": "small", "tenant": "bank", "namespace": "faq"}, status=403)
 
 
+async def test_a_writer_that_is_no_tenant_any_more_is_not_assumed(tmp_path: Path) -> None:
+    async with running_proxy(tmp_path, SETTINGS) as proxy:
+        await proxy.ask(PARCEL)
+    async with running_proxy(tmp_path, SETTINGS + TENANTS) as proxy, aiohttp.ClientSession() as http:
+        answer = await Desk(proxy, http).call({"question": PARCEL, "model": "small"}, status=400)
+        assert "say whose request it is; there are shop, bank" in answer["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("headers", "verdict", "reason"),
     [
