@@ -43,7 +43,7 @@ Headers = list[tuple[str, str]]
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would cost a microsecond of every hit
 class Delivery:
     """A reply, ready to be sent. Whoever has it closes it, when its last byte has left or nobody wants it any more."""
 

@@ -37,7 +37,8 @@ async def read_body(request: web.BaseRequest, settings: config.Server, limit_byt
     """
     limit = settings.max_body if limit_bytes is None else limit_bytes
     content = request.content
-    coding = coding_of(request.headers.getall("Content-Encoding", ()))
+    headers = request.headers
+    coding = coding_of(headers.getall("Content-Encoding")) if "Content-Encoding" in headers else None
     if coding is not None:
         return await _unpacked(stream_body(request, settings, limit), coding, limit)
     if content.is_eof():  # the common case: a small body came in the same segment as its head

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
+from time import time
 from typing import Any, Protocol
 
 import orjson
@@ -24,10 +24,11 @@ class Log(Protocol):
 class RecentRequests:
     """Stands before the request log: whatever is written to it is remembered here too."""
 
-    def __init__(self, log: Log, kept: int = KEPT, now: Callable[[], datetime] = partial(datetime.now, UTC)) -> None:
+    def __init__(self, log: Log, kept: int = KEPT, now: Callable[[], float] = time) -> None:
+        """`now`: unix seconds."""
         self._log = log
         self._now = now
-        self._latest: deque[tuple[datetime, Outcome]] = deque(maxlen=kept)
+        self._latest: deque[tuple[float, Outcome]] = deque(maxlen=kept)
 
     def write(self, outcome: Outcome, question: str | None = None) -> None:
         # Where prompts are logged the outcome holds one. It is for the log's file, whose life the operator rules.
@@ -38,7 +39,7 @@ class RecentRequests:
     def find(self, request_id: str) -> list[tuple[Outcome, dict[str, Any]]]:
         """Those with this id, and their lines in the log, newest first: a caller may use an id of its own again."""
         return [
-            (outcome, orjson.loads(render_line(outcome, time)))
-            for time, outcome in reversed(self._latest)
+            (outcome, orjson.loads(render_line(outcome, datetime.fromtimestamp(then, UTC))))
+            for then, outcome in reversed(self._latest)
             if outcome.request_id == request_id
         ]

@@ -141,8 +141,8 @@ def whole_response(
     if is_stream and body and request.version == HttpVersion11:
         head = _head(status, headers, "Transfer-Encoding: chunked\r\n", keep_alive)
         return WholeResponse(wire, status, keep_alive, (head, b"%x\r\n" % len(body), body, b"\r\n" + _LAST_CHUNK))
-    if compress_from is not None and not is_stream:
-        accepted = ", ".join(request.headers.getall("Accept-Encoding", ()))
+    if compress_from is not None and not is_stream and (len(body) >= compress_from or "q=0" in _accepted(request)):
+        accepted = _accepted(request)
         coding = choose_coding(accepted, len(body), compress_from)
         if (coding is not None or len(body) >= compress_from) and _may_be_packed(fields := list(headers)):
             fields.append(("Vary", "Accept-Encoding"))
@@ -154,6 +154,10 @@ def whole_response(
                 body = encode(coding, body)
     head = _head(status, headers, f"Content-Length: {len(body)}\r\n", keep_alive)
     return WholeResponse(wire, status, keep_alive, (head, body))
+
+
+def _accepted(request: web.BaseRequest) -> str:
+    return ", ".join(request.headers.getall("Accept-Encoding", ()))
 
 
 def _may_be_packed(headers: Headers) -> bool:

@@ -103,7 +103,9 @@ def with_offered_key(headers: CIMultiDictProxy[str]) -> MultiMapping[str]:
 
     One that comes twice, or beside an Authorization, counts as often as it comes.
     """
-    keys = [key for value in headers.getall(PROTOCOLS, ()) for key in _offered_keys(value)]
+    if PROTOCOLS not in headers:  # as good as always
+        return headers
+    keys = [key for value in headers.getall(PROTOCOLS) for key in _offered_keys(value)]
     if not keys:
         return headers
     told = CIMultiDict(headers)
