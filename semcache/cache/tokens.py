@@ -50,6 +50,7 @@ def fold(question: str) -> str:
         text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", split).casefold())
         text = "".join(str(unicodedata.decimal(sign)) if sign.isdecimal() else sign for sign in text)
         text = text.replace("\u2044", "/").replace("\u2212", "-").replace("\u2019", "'")
+    text = " ".join(text.split())  # a blank may stand inside a number, two may not
     if ".m" in text or ". m" in text:
         text = _HALF_OF_DAY.sub(r"\1m", text)
     for pattern, spelling in _PHRASES:
