@@ -149,6 +149,9 @@ class Pipeline:
     def forward_instead(self, plan: Plan, asked: Directives, source: Source, outcome: Outcome) -> Followed:
         """The stored answer turned out to be no good: forward, and let a fresh one replace it."""
         self.faults["unplayable"] += 1
+        # It was no hit after all: neither the log nor a caller's feedback may take it for one.
+        outcome.tier = outcome.entry_id = outcome.entry_key = outcome.usage = None
+        outcome.similarity = outcome.ttl_left_s = outcome.age_s = None
         ruling = replace(tighten(plan.ruling, asked), skip_lookup=Reason.CACHE_FAULT)
         outcome.reason = Reason.CACHE_FAULT
         if ruling.only_if_cached:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -357,3 +358,17 @@ async def test_a_word_is_a_line_of_the_request_log(proxy: Proxy) -> None:
     assert line["feedback"] == {"verdict": "right", "request": "r", "effect": "gone"}
     assert (line["tenant"], line["entry"]) == ("t", "e")
     assert "feedback" not in json.loads(render_line(Outcome("r", 0.0), datetime.now(UTC)))
+
+
+async def test_a_stored_answer_that_could_not_be_played_was_no_hit(proxy: Proxy) -> None:
+    await proxy.ask(STORED)
+    store = proxy.app.store
+    entry = await store.read(store.last_seq)
+    assert entry is not None
+    damaged = replace(entry, answer=replace(entry.answer, parts=(b"no answer at all",)), seq=0)
+    await store.put(damaged, store.last_seq)
+    fresh = await proxy.ask(STORED)
+    assert (fresh.verdict, fresh.detail, fresh.text) == ("bypass", "cache-fault", f"answer 2 to: {STORED}")
+    told = {"entry": damaged.id, "request": fresh.headers["x-request-id"], "verdict": "wrong"}
+    status, answer = await send(proxy, told)
+    assert (status, answer["error"]["code"]) == (404, "unknown_request")
