@@ -66,6 +66,17 @@ class Store(Protocol):
     async def put(self, entry: Entry, since_seq: int) -> int | None: ...
 
 
+class Learner(Protocol):
+    """Who learns from fresh answers that come where stored ones were near."""
+
+    def learn(self, plan: Plan, finding: Finding, answer: Answer) -> None:
+        """A request was forwarded for which `finding` had considered candidates. Returns at once, raises nothing."""
+
+
+class LearnNothing:
+    def learn(self, plan: Plan, finding: Finding, answer: Answer) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Played:
     """A stored answer."""
@@ -95,8 +106,16 @@ Reply = Played | PlayedBatch | Followed
 
 
 class Pipeline:
-    def __init__(self, lookup: Lookup, embedder: Embedder, store: Store, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        lookup: Lookup,
+        embedder: Embedder,
+        store: Store,
+        clock: Callable[[], float],
+        learner: Learner = LearnNothing(),
+    ) -> None:
         self._lookup = lookup
+        self._learner = learner
         self._embedder = embedder
         self._store = store
         self._clock = clock
@@ -242,7 +261,7 @@ class Pipeline:
             return  # this caller wants nothing fetched on his behalf
         key = self._flight_key(exact)
         if ruling.may_store and not self.flights.is_under_way(key) and not isinstance(plan.targets, SemcacheError):
-            self._lead(plan, ruling, None, source, key=key, keep=True)
+            self._lead(plan, ruling, Finding(None), source, key=key, keep=True)
 
     # COALESCE
 
@@ -273,7 +292,7 @@ class Pipeline:
         if isinstance(plan.targets, SemcacheError):
             raise plan.targets
         key = self._flight_key(plan.key.exact) if may_share else None
-        return Followed(self._lead(plan, ruling, finding.vector, source, key), is_relayed=True)
+        return Followed(self._lead(plan, ruling, finding, source, key), is_relayed=True)
 
     def _flight_key(self, exact: bytes) -> Hashable:
         """A flight that began before a purge is joined by nobody who asks after it."""
@@ -283,7 +302,7 @@ class Pipeline:
         self,
         plan: Plan,
         ruling: Ruling,
-        vector: Vector | None,
+        finding: Finding,
         source: Source,
         key: Hashable | None,
         keep: bool = False,
@@ -293,27 +312,27 @@ class Pipeline:
         return self.flights.lead(
             key,
             recording,
-            lambda flight: self._fetch(plan, ruling, vector, source, recording),
+            lambda flight: self._fetch(plan, ruling, finding, source, recording),
             keep=keep or plan.route.cache.on_client_gone == "finish",
         )
 
     # FETCH
 
-    async def _fetch(
-        self, plan: Plan, ruling: Ruling, vector: Vector | None, source: Source, recording: Recording
-    ) -> None:
+    async def _fetch(self, plan: Plan, ruling: Ruling, finding: Finding, source: Source, recording: Recording) -> None:
         """The task of a flight: write the recording to its end, and keep the answer if it may be kept."""
         since_seq = self._store.last_seq  # a purge after this beats what we are about to fetch
         try:
             reading = await source(plan, recording)
+            if finding.considered and reading.unstorable is None and reading.answer is not None:
+                self._learner.learn(plan, finding, reading.answer)
             if recording.is_stream:
                 recording.finish(reading)  # the client has its end now; the flight lands when the entry is durable
-                await self._keep(plan, ruling, vector, recording, reading, since_seq)
+                await self._keep(plan, ruling, finding.vector, recording, reading, since_seq)
                 return
             # A JSON answer waits a moment for the store's word, so that its header can say `stored`.
             patience = asyncio.get_running_loop().call_later(JSON_ACK_S, recording.finish, reading)
             try:
-                recording.stored = await self._keep(plan, ruling, vector, recording, reading, since_seq)
+                recording.stored = await self._keep(plan, ruling, finding.vector, recording, reading, since_seq)
             finally:
                 patience.cancel()
             recording.finish(reading)

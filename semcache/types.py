@@ -273,6 +273,16 @@ class Match(NamedTuple):
         return self.ttl_left_s <= 0
 
 
+class Considered(NamedTuple):
+    """A candidate as a lookup judged it. A fresh answer, where there is one, is held against the stored one."""
+
+    entry: Entry
+    similarity: float
+    objection: Reason | None  # why it was no match; None: it was, or would have been
+    probability: float | None = None  # that its answer serves, where the lookup asked for it
+    features: tuple[float, ...] = ()  # what the probability was made of; see cache/bound.py
+
+
 class Finding(NamedTuple):
     """What a lookup found: a match, or why there is none (and, for the record, the best that was seen)."""
 
@@ -280,6 +290,7 @@ class Finding(NamedTuple):
     reason: Reason | None = None
     best_similarity: float | None = None
     vector: Vector | None = None  # of the question, to be stored with a fresh answer: nothing is embedded twice
+    considered: tuple[Considered, ...] = ()  # the candidates that were judged, the one proposed first
 
 
 class Said(StrEnum):
@@ -287,6 +298,46 @@ class Said(StrEnum):
 
     WRONG = "wrong"
     RIGHT = "right"
+
+
+class Occasion(StrEnum):
+    """Why a fresh answer could be held against a stored one."""
+
+    MISS = "miss"  # the request was forwarded anyhow: its evidence costs nothing
+    EXPLORE = "explore"  # a would-be hit near the cut, forwarded to learn
+    AUDIT = "audit"  # a would-be hit far above the cut, forwarded to stay sure
+    SHADOW = "shadow"  # mode shadow: a would-be hit, forwarded like every request
+    FEEDBACK = "feedback"  # a caller's word on a hit
+
+
+class How(StrEnum):
+    """What said whether two answers are the same."""
+
+    EQUAL = "equal"  # their texts are, but for white space
+    EMBEDDING = "embedding"  # their vectors are near, or far
+    MODEL = "model"  # a judge model behind a pool was asked
+    FEEDBACK = "feedback"  # a caller said so
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """A fresh answer was held against a stored one. Keys and figures, no text: this is what semcache learns from."""
+
+    group: bytes  # whose traffic it belongs to: 16 bytes, see cache/bound.py
+    route: int  # the place of the route in the configuration
+    asked: bytes  # the exact key of the question that was asked
+    entry_key: bytes  # of the stored answer
+    entry_id: str
+    similarity: float
+    features: tuple[float, ...]  # of the pair; empty where no probability was asked for
+    probability: float | None
+    same: bool  # the stored answer would have served
+    how: How
+    occasion: Occasion
+    share: float  # of such requests that are compared: 1 for a miss; its inverse is what this one stands for
+    is_proposed: bool  # it is the candidate that would have been served; others are only evidence about pairs
+    at: float  # unix seconds
+    seq: int = 0  # given by the store; 0 before
 
 
 class Effect(StrEnum):
