@@ -43,10 +43,10 @@ STOREYS: tuple[tuple[set[str], ...], ...] = (
         },
     ),
     ({"pipeline", "planning", "forwarding", "batches", "delivery", "pacing", "feedback", "explaining"},),
-    ({"server"}, {"admin"}),
+    ({"server"}, {"admin"}, {"tuning"}),
     (
         {"core", "inprocess", "threaded", "langchain", "langchain_prompts", "httpx_transport"}
-        | {"app", "cli", "demo", "demo_asking", "demo_questions", "demo_screen", "explain_screen", "__main__"},
+        | {"app", "cli", "demo", "demo_asking", "demo_questions", "demo_screen", "explain_screen", "tune", "__main__"},
     ),
 )
 PLACE = {

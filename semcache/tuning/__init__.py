@@ -1,0 +1,1 @@
+"""Tuning: labelled pairs, training, curves. Tools beside the proxy: nothing here is imported while it serves."""
