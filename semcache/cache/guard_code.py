@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from functools import lru_cache
 from typing import NamedTuple
 
+from semcache.cache.remember import remember
 from semcache.cache.vocabulary import stem
 
 
@@ -24,7 +24,7 @@ def code_differ(asked: str, stored: str) -> bool:
     """
     if asked == stored:
         return False
-    one, other = _read(asked), _read(stored)
+    one, other = read_code(asked), read_code(stored)
     extra, missing = one.pieces - other.pieces, other.pieces - one.pieces
     if extra and missing:
         return not (all(map(other.has, extra)) and all(map(one.has, missing)))
@@ -61,8 +61,8 @@ class _Reading(NamedTuple):
 _READ = 20_000  # characters: longer texts never get so far, as no embedder reads them; it bounds what a caller can cost
 
 
-@lru_cache(maxsize=4096)
-def _read(text: str) -> _Reading:
+@remember
+def read_code(text: str) -> _Reading:
     text = unicodedata.normalize("NFKC", text[:_READ]).translate(_QUOTES)
     pieces: set[_Piece] = set()
 

@@ -27,7 +27,7 @@ def dates_differ(asked: str, stored: str) -> bool:
     """Whether both name other times, or only one names a time and it is not the present."""
     if asked == stored:
         return False
-    one, other = _details(asked), _details(stored)
+    one, other = read_dates(asked), read_dates(stored)
     if one == other:
         return False
     left, right = one - other, other - one
@@ -131,7 +131,7 @@ _ENDINGS = frozenset({"st", "nd", "rd", "th"})
 
 
 @remember
-def _details(question: str) -> Counter[Detail]:
+def read_dates(question: str) -> Counter[Detail]:
     """How often each is said."""
     reading = read(question)
     clocks = [Detail(CLOCK, each.also) for each in reading.figures if each.also and _CLOCK.fullmatch(each.also)]

@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
-from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
 from semcache.cache.gazetteer import BEGINNINGS, LONGEST, SPELLINGS
 from semcache.cache.guard_language import read_language
+from semcache.cache.remember import remember
 from semcache.cache.vocabulary import (
     COMMON,
     DATES,
@@ -39,7 +39,7 @@ def entities_differ(asked: str, stored: str) -> bool:
     """
     if asked == stored:
         return False
-    one, other = _read(asked), _read(stored)
+    one, other = read_entities(asked), read_entities(stored)
     extra, missing = _beyond(one, other), _beyond(other, one)
     if not extra and not missing:
         return False
@@ -143,8 +143,8 @@ _SHORT = 200  # words: typos are looked for in texts up to this, as each mark is
 _UNKNOWN = 20  # words that are looked up as typos, 0.5 ms each, before the rest is taken for none
 
 
-@lru_cache(maxsize=4096)
-def _read(text: str) -> _Reading:
+@remember
+def read_entities(text: str) -> _Reading:
     text = _fold(text[:_READ])
     tokens = [(found[0], found.start()) for found in _TOKEN.finditer(text)]
     words = [token.casefold() for token, _ in tokens]

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
+from semcache.cache.remember import remember
 from semcache.cache.vocabulary import is_general
 
 
@@ -48,7 +49,7 @@ class Reading(NamedTuple):
         return language is not None and self.language is None and self.is_marked and language not in self.votes
 
 
-@lru_cache(maxsize=4096)
+@remember
 def read_language(text: str) -> Reading:
     text = unicodedata.normalize("NFKC", text).casefold()
     target = frozenset(_LANGUAGES[found[1]] for found in _TARGET.finditer(text) if found[1] in _LANGUAGES)

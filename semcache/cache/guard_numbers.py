@@ -35,7 +35,7 @@ def numbers_differ(asked: str, stored: str) -> bool:
     one, other = read(asked), read(stored)
     if one.figures == other.figures:
         return False
-    left, right = _count(asked), _count(stored)
+    left, right = read_numbers(asked), read_numbers(stored)
     mine, yours = _rest(left.numbers, right.numbers), _rest(right.numbers, left.numbers)
     if len(mine) + len(yours) > MOST_COMPARED:
         return True
@@ -55,7 +55,7 @@ class Counted(NamedTuple):
 
 
 @remember
-def _count(question: str) -> Counted:
+def read_numbers(question: str) -> Counted:
     """A year that is named twice is still one year."""
     figures = read(question).figures
     numbers = Counter(figure.value for figure in figures if figure.role is Role.COUNTS)

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
-from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
+from semcache.cache.remember import remember
 from semcache.cache.words import MARKS, STOP, Word, read_words, stem
 
 
@@ -41,7 +41,7 @@ class Question(NamedTuple):
 
 
 def question_differ(asked: str, stored: str) -> bool:
-    one, other = _read_question(asked), _read_question(stored)
+    one, other = read_question(asked), read_question(stored)
     mine, theirs = one.kinds - other.kinds, other.kinds - one.kinds
     if not mine or not theirs:
         return False
@@ -151,8 +151,8 @@ _DEGREES = frozenset(
 _PLAIN = {"who": Kind.WHO, "whose": Kind.WHO, "whom": Kind.WHO, "when": Kind.WHEN, "where": Kind.WHERE}
 
 
-@lru_cache(maxsize=8192)
-def _read_question(text: str) -> Question:
+@remember
+def read_question(text: str) -> Question:
     words = read_words(text)
     found = {_read_kind(words, place) for place in range(len(words))}
     if Kind.WHETHER in found and any(word.stem in _REASONS for word in words):

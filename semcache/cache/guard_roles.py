@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 from semcache.cache.polarity import are_opposite, read_polarity
+from semcache.cache.remember import remember
 from semcache.cache.words import COMMA, MARKS, STOP, Word, read_words, stem
 
 
@@ -38,7 +38,7 @@ class Roles(NamedTuple):
 
 
 def roles_differ(asked: str, stored: str) -> bool:
-    one, other = _read_roles(asked), _read_roles(stored)
+    one, other = read_roles(asked), read_roles(stored)
     if one == other:
         return False
     if not (one.is_undirected or other.is_undirected) and (_goes_back(one, other) or _goes_back(other, one)):
@@ -77,8 +77,8 @@ _STRANGE = 1  # words that only one question has. More, and they are built in di
 _MOST_WORDS = 60  # longer texts are told from each other by more than an order
 
 
-@lru_cache(maxsize=8192)
-def _read_roles(text: str) -> Roles:
+@remember
+def read_roles(text: str) -> Roles:
     words = read_words(text)
     stems = frozenset(word.stem for word in words)
     order = tuple(_parts(_in_active_voice(words)))

@@ -26,7 +26,7 @@ def units_differ(asked: str, stored: str) -> bool:
     """Whether both name units of the same kind and they are others, or give one number with units of two kinds."""
     if asked == stored:
         return False
-    one, other = _units(asked), _units(stored)
+    one, other = read_units(asked), read_units(stored)
     if one == other:
         return False
     left, right = one.named - other.named, other.named - one.named
@@ -117,7 +117,7 @@ _RUPEES: Mapping[str, str] = {"indian": "inr", "pakistani": "pkr", "nepali": "np
 
 
 @remember
-def _units(question: str) -> Units:
+def read_units(question: str) -> Units:
     reading = read(question)
     amounts = tuple(figure for figure in reading.figures if figure.measure is not None)
     named = Counter(_named(figure.measure) for figure in amounts if figure.measure is not None)

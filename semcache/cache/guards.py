@@ -3,22 +3,27 @@
 Embeddings see topics, not details: "5 mg" and "50 mg" lie closer together than two honest paraphrases. A guard looks at
 one kind of detail, as a plain function of the two texts, in microseconds, and says no when they differ in it. Each has
 a file of its own, guard_NAME.py; here is only which there are.
+
+Comparing two texts takes a few microseconds once both have been read, and reading takes most of the time. It can be
+done before, by `prepare`, on any thread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from semcache.cache.guard_code import code_differ
+from semcache.cache.guard_code import code_differ, read_code
 from semcache.cache.guard_comparison import comparison_differ
-from semcache.cache.guard_dates import dates_differ
-from semcache.cache.guard_entities import entities_differ
-from semcache.cache.guard_language import language_differ
+from semcache.cache.guard_dates import dates_differ, read_dates
+from semcache.cache.guard_entities import entities_differ, read_entities
+from semcache.cache.guard_language import language_differ, read_language
 from semcache.cache.guard_negation import negation_differ
-from semcache.cache.guard_numbers import numbers_differ
-from semcache.cache.guard_question import question_differ
-from semcache.cache.guard_roles import roles_differ
-from semcache.cache.guard_units import units_differ
+from semcache.cache.guard_numbers import numbers_differ, read_numbers
+from semcache.cache.guard_question import question_differ, read_question
+from semcache.cache.guard_roles import read_roles, roles_differ
+from semcache.cache.guard_units import read_units, units_differ
+from semcache.cache.polarity import read_polarity
+from semcache.cache.words import read_words
 from semcache.types import Reason
 
 Guard = Callable[[str, str], bool]  # (question asked, question stored) -> True to veto
@@ -36,6 +41,26 @@ GUARDS: Mapping[str, tuple[Guard, Reason]] = {
     "code": (code_differ, Reason.GUARD_CODE),
     "entities": (entities_differ, Reason.GUARD_ENTITY),
 }
+
+# The setting's name -> all that its guard reads in a text, and remembers.
+READERS: Mapping[str, tuple[Callable[[str], object], ...]] = {
+    "numbers": (read_numbers,),
+    "units": (read_units,),
+    "dates": (read_dates,),
+    "comparison": (read_polarity, read_words),
+    "negation": (read_polarity,),
+    "roles": (read_roles, read_polarity),
+    "question": (read_question,),
+    "language": (read_language,),
+    "code": (read_code,),
+    "entities": (read_entities,),
+}
+
+
+def prepare(text: str, guards: Iterable[str]) -> None:
+    """Read what the guards will want to know of a text, so that `find_veto` finds it read. Safe on any thread."""
+    for reader in dict.fromkeys(reader for name in guards for reader in READERS.get(name, ())):
+        reader(text)
 
 
 def find_veto(asked: str, stored: str, guards: Iterable[str]) -> Reason | None:

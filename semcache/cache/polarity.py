@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from semcache.cache.opposites import Side, Sort, degrees, particles, sides
+from semcache.cache.remember import remember
 from semcache.cache.words import COMMA, MARKS, STOP, Word, read_words, stem
 
 
@@ -98,7 +99,7 @@ _ASKING = frozenset("how what where why when if whether who which".split())
 _NO_DENIAL = frozenset("problem matter worries doubt idea clue".split())  # "no matter what"
 
 
-@lru_cache(maxsize=8192)
+@remember
 def read_polarity(text: str) -> Polarity:
     words = read_words(text)
     items: list[Item] = []

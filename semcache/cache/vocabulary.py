@@ -10,7 +10,7 @@ import re
 from functools import lru_cache
 from importlib import resources
 
-import Stemmer
+from semcache.cache.stems import snowball
 
 
 def _load(name: str) -> frozenset[str]:
@@ -18,7 +18,6 @@ def _load(name: str) -> frozenset[str]:
     return frozenset(word for line in text.splitlines() if not line.startswith("#") for word in line.split())
 
 
-_STEMMER = Stemmer.Stemmer("english")
 _GENERAL = _load("words_general.txt")
 
 # Words that English writes with a capital only, in lower case.
@@ -61,7 +60,7 @@ COMMON = frozenset(
 
 @lru_cache(maxsize=32768)
 def stem(word: str) -> str:
-    return str(_STEMMER.stemWord(word))
+    return snowball(word)
 
 
 @lru_cache(maxsize=32768)
@@ -111,4 +110,4 @@ def is_slip(word: str) -> bool:
 
 def _is_ordinary(word: str) -> bool:
     """`is_general`, without a place among the remembered."""
-    return word in DATES or str(_STEMMER.stemWord(word)) in _GENERAL
+    return word in DATES or snowball(word) in _GENERAL

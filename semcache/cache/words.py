@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
-import Stemmer
+from semcache.cache.remember import remember
+from semcache.cache.stems import snowball
 
 
 class Word(NamedTuple):
@@ -63,18 +64,17 @@ child children; man men; woman women; person people; foot feet; tooth teeth;
 mouse mice; wife wives; life lives; half halves; die died dies dying; lie lied lying; sue sued suing;
 tie tied tying; pro pros; use used using uses
 """
-_stem = Stemmer.Stemmer("english").stemWord
 _STEMS: dict[str, str] = {
-    form: _stem(verb) for verb, *forms in (entry.split() for entry in _IRREGULAR.split(";")) for form in forms
+    form: snowball(verb) for verb, *forms in (entry.split() for entry in _IRREGULAR.split(";")) for form in forms
 }
 
 
 def stem(word: str) -> str:
     """The stem of a word in lower case."""
-    return _STEMS.get(word) or _stem(word)
+    return _STEMS.get(word) or snowball(word)
 
 
-@lru_cache(maxsize=8192)  # each guard reads a question, and a popular stored one is read again and again
+@remember
 def read_words(text: str) -> tuple[Word, ...]:
     """The words of a text in their order, and its marks, never first, last or two in a row."""
     found: list[Word] = []
