@@ -49,15 +49,18 @@ class Reason(StrEnum):
     GUARD_CODE = "guard-code"  # ... something quoted or written for machines differs
     GUARD_ENTITY = "guard-entity"  # ... a place, a person, a product or another name differs
     GUARD_DATE = "guard-date"  # ... the dates, or the times from today, differ
+    CONTEXT = "context"  # ... but the turns before it are not near enough, or a guard objects to one of them
     EXPLORING = "exploring"  # would have been a hit; forwarded to compare (shadow mode)
     TOOLS = "tools"  # exact tier only, and no exact entry: the request declares tools
     SAMPLING = "sampling"  # ... it asks for more randomness than the operator lets the cache hide, or for n > 1
     TOO_LONG = "too-long"  # ... the question is longer than the embedder reads
-    AGENT = "agent"  # ... a running agent loop: tool results in the conversation
+    AGENT = "agent"  # ... a running agent loop: tool results, a tool's output in the user's turn, "go on" again
+    FOLLOW_UP = "follow-up"  # ... it means nothing without the turns before it ("and in Paris?")
     MEDIA = "media"  # ... it carries images, audio or files
     TIME_BOUND = "time-bound"  # ... the question is about now, so its answer soon is another ("weather today")
     PARTIAL = "partial"  # some items of a batch are stored; only the others were fetched
     EXACT_ONLY = "exact-only"  # ... the operator or the caller asked for the exact tier
+    LOOP = "loop"  # the stored answer stands in the conversation already: served again, an agent would turn in a circle
     NO_CACHE = "no-cache"  # the caller asked for a fresh answer
     MAX_AGE = "max-age"  # the stored answer is older than the caller accepts
     EXPIRED = "expired"  # the stored answer is past its ttl, and past its grace or the caller's max-stale
@@ -131,6 +134,13 @@ class Traits:
     temperature: float | None = None  # None: the caller left it to the model
 
 
+class Turn(NamedTuple):
+    """What was said before the question, by the user or by the assistant."""
+
+    role: Literal["user", "assistant"]
+    text: str | None  # None: it holds more than a text, or something else, and can only be equal
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
     """One request as its dialect understood it. Equal body bytes give an equal Ask."""
@@ -151,6 +161,7 @@ class Ask:
     echo: tuple[tuple[str, bytes], ...] = ()
     # Of a batch: each item as a request for itself alone, in order. Equal items of any two batches have equal contexts.
     items: tuple[Ask, ...] = ()
+    turns: tuple[Turn, ...] = ()  # of the conversation before the question, oldest first; in `context`, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +222,9 @@ class Entry:
     grace_s: float
     user: str | None = None
     writer: str = ""  # the tenant whose request wrote it: equals scope.tenant unless answers are shared
+    # The turns before the question, where they need not be equal, but near: their texts, and the vector of them all.
+    turns: tuple[str, ...] = ()
+    turns_vector: Vector | None = None
     seq: int = 0  # given by the store; 0 before
 
     def age_s(self, now: float) -> float:

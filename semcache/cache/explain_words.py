@@ -33,8 +33,13 @@ REASONS: Mapping[Reason, str] = {
     "may be answered from the store",
     Reason.TOO_LONG: "the question is longer than the embedder reads, so only an equal request may be answered from "
     "the store",
-    Reason.AGENT: "the request is a step of a running agent (it holds tool results), so only an equal request may be "
+    Reason.AGENT: "the request is a step of a running agent (tool results, or a turn that only drives it on), so only "
+    "an equal request may be answered from the store",
+    Reason.FOLLOW_UP: "the question means nothing without the turns before it, so only an equal request may be "
     "answered from the store",
+    Reason.CONTEXT: "the nearest stored question was asked after other turns",
+    Reason.LOOP: "the stored answer is what the assistant said last in this conversation, and to say it again "
+    "would not help",
     Reason.MEDIA: "the request carries images, audio or files, so only an equal request may be answered from the store",
     Reason.TIME_BOUND: "the question is about now, so only an equal request may be answered from the store, and not "
     "for long",
@@ -52,7 +57,16 @@ REASONS: Mapping[Reason, str] = {
 }
 
 _EXACT_ONLY = frozenset(
-    {Reason.TOOLS, Reason.SAMPLING, Reason.TOO_LONG, Reason.AGENT, Reason.MEDIA, Reason.TIME_BOUND, Reason.EXACT_ONLY}
+    {
+        Reason.TOOLS,
+        Reason.SAMPLING,
+        Reason.TOO_LONG,
+        Reason.AGENT,
+        Reason.FOLLOW_UP,
+        Reason.MEDIA,
+        Reason.TIME_BOUND,
+        Reason.EXACT_ONLY,
+    }
 )
 
 

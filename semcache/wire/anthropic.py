@@ -22,7 +22,9 @@ from semcache.wire.identifiers import random_hex
 from semcache.wire.marks import sealed, take_content
 from semcache.wire.requests import context_of, is_stream, messages_of, model_of, named_headers, temperature_in
 from semcache.wire.score import Identity, Score
+from semcache.wire.spoken import message_text, spoken_in
 from semcache.wire.strict_json import Tree
+from semcache.wire.turns import Conversing, Omission, Wording, take_turns
 
 # What does not change the answer, each with its reason. With the hints and the id that `_take_hint` and `_take_user`
 # take from deeper down, the only list by which anything stays out of a key.
@@ -40,6 +42,7 @@ CONTEXT_HEADERS = ("anthropic-version", "anthropic-beta", "anthropic-workspace-i
 _BETA = "anthropic-beta"
 
 _TEXT_BLOCKS = frozenset({"text", "thinking", "redacted_thinking", "search_result", "compaction", "fallback"})
+_PLAIN = Wording(frozenset({"role", "content"}), frozenset({"text"}))
 _TOOL_CHANGES = frozenset({"tool_addition", "tool_removal"})
 _USES_OF_TOOLS = ("tool_use", "tool_result")  # as the type ends: of the caller's tools, and of those the vendor ran
 
@@ -51,10 +54,10 @@ _CALLERS_TOOL = re.compile(
 )
 
 
-class AnthropicMessages(AnthropicErrors):
+class AnthropicMessages(AnthropicErrors, Conversing):
     """The dialect of `/v1/messages`."""
 
-    def parse(self, address: Address, body: bytes, headers: Mapping[str, str]) -> Ask:
+    def _parse(self, address: Address, body: bytes, headers: Mapping[str, str], omission: Omission | None) -> Ask:
         tree = strict_json.parse(body)
         messages = messages_of(tree)
         model = model_of(tree, address)
@@ -65,7 +68,9 @@ class AnthropicMessages(AnthropicErrors):
 
         for name in NOT_CONTEXT:
             tree.pop(name, None)
-        question = _take_question(messages)
+        turn = _asking_turn(messages)
+        question = take_content(turn, "text") if turn else None
+        turns = take_turns(messages, turn, _PLAIN, omission) if turn and question is not None else ()
         return Ask(
             dialect=address.vendor,
             endpoint=address.endpoint,
@@ -78,6 +83,7 @@ class AnthropicMessages(AnthropicErrors):
             user=user,
             traits=traits,
             body=body,
+            turns=turns,
         )
 
     def context_headers(self, headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
@@ -94,6 +100,9 @@ class AnthropicMessages(AnthropicErrors):
 
     def prepare(self, answer: Answer, rendition: Rendition) -> Score:
         return prepare(answer, rendition)
+
+    def spoken(self, answer: Answer) -> str | None:
+        return spoken_in(self, answer, message_text)
 
     def fresh_identity(self, now: float) -> Identity:
         return Identity(id="msg_" + random_hex(), created=int(now))
@@ -211,8 +220,8 @@ def _take_user(tree: Tree) -> str | None:
     return user if type(user) is str and user else None
 
 
-def _take_question(messages: list[Tree]) -> str | None:
-    """Return the text of the last user turn and leave a mark there; None, and the turn as it was, where it has none.
+def _asking_turn(messages: list[Tree]) -> Tree | None:
+    """The last user turn; None where it asks nothing.
 
     What follows that turn, an answer's beginning or an instruction, is context like what goes before it. With tool
     results in the turn it is a step of an agent, and asks nothing.
@@ -220,7 +229,7 @@ def _take_question(messages: list[Tree]) -> str | None:
     turn = next((message for message in reversed(messages) if message.get("role") == "user"), None)
     if turn is None or _has_tool_result(turn.get("content")):
         return None
-    return take_content(turn, "text")
+    return turn
 
 
 def _has_tool_result(content: Any) -> bool:

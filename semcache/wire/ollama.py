@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
 
-from semcache.types import Answer, Ask, Traits
+from semcache.types import Answer, Ask, Traits, Turn
 from semcache.wire import strict_json
 from semcache.wire.dialect import Address, Rendition, Scribe
 from semcache.wire.error_shapes import OllamaErrors
@@ -28,13 +28,17 @@ from semcache.wire.requests import (
     temperature_in,
 )
 from semcache.wire.score import Identity, Score
+from semcache.wire.spoken import ollama_text, spoken_in
 from semcache.wire.strict_json import Tree
+from semcache.wire.turns import Conversing, Omission, Wording, take_turns
 
 # What does not change the answer, each with its reason. The only list by which anything stays out of a key.
 NOT_CONTEXT = (
     "stream",  # delivery: one recording plays in both forms
     "keep_alive",  # delivery: how long the model stays in memory after the answer
 )
+
+_PLAIN = Wording(frozenset({"role", "content"}), frozenset())
 
 # Of a completion. With these its prompt is no question by itself, and one that is near means something else.
 _MORE_THAN_A_QUESTION = (
@@ -44,19 +48,19 @@ _MORE_THAN_A_QUESTION = (
 )
 
 
-class _Ollama(OllamaErrors, ABC):
+class _Ollama(OllamaErrors, Conversing, ABC):
     """What both endpoints have in common."""
 
     layout: ClassVar[Layout]
 
-    def parse(self, address: Address, body: bytes, headers: Mapping[str, str]) -> Ask:
+    def _parse(self, address: Address, body: bytes, headers: Mapping[str, str], omission: Omission | None) -> Ask:
         tree = strict_json.parse(body)
         model = model_of(tree, address)
         stream = is_stream(tree, default=True)
         traits = self._traits(tree)
         for name in NOT_CONTEXT:
             tree.pop(name, None)
-        question = self._take_question(tree)
+        question, turns = self._take_question(tree, omission)
         return Ask(
             dialect=address.vendor,
             endpoint=address.endpoint,
@@ -69,6 +73,7 @@ class _Ollama(OllamaErrors, ABC):
             user=None,
             traits=traits,
             body=body,
+            turns=turns,
         )
 
     @abstractmethod
@@ -76,8 +81,11 @@ class _Ollama(OllamaErrors, ABC):
         """Read the traits, and put digests in the place of images. Raises ClientError."""
 
     @abstractmethod
-    def _take_question(self, tree: Tree) -> str | None:
-        """Return the question and leave its mark; None, and the tree as it was, where there is none."""
+    def _take_question(self, tree: Tree, omission: Omission | None) -> tuple[str | None, tuple[Turn, ...]]:
+        """Return the question and leave its mark; None, and the tree as it was, where there is none.
+
+        With it come the turns before it, of which those are left out that `omission` names.
+        """
 
     def context_headers(self, headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
         return ()  # the API has none
@@ -92,6 +100,9 @@ class _Ollama(OllamaErrors, ABC):
 
     def prepare(self, answer: Answer, rendition: Rendition) -> Score:
         return prepare(self.layout, answer, rendition)
+
+    def spoken(self, answer: Answer) -> str | None:
+        return spoken_in(self, answer, ollama_text)
 
     def fresh_identity(self, now: float) -> Identity:
         return Identity(id=None, created=int(now))  # these answers have no id
@@ -113,9 +124,11 @@ class OllamaChat(_Ollama):
             is_stateful=not messages,  # loads the model into memory, or with `keep_alive` 0 puts it out
         )
 
-    def _take_question(self, tree: Tree) -> str | None:
-        turn = asking_message(_messages(tree))
-        return take_text(turn, "content") if turn else None
+    def _take_question(self, tree: Tree, omission: Omission | None) -> tuple[str | None, tuple[Turn, ...]]:
+        messages = _messages(tree)
+        turn = asking_message(messages)
+        question = take_text(turn, "content") if turn else None
+        return question, take_turns(messages, turn, _PLAIN, omission) if turn and question is not None else ()
 
 
 class OllamaGenerate(_Ollama):
@@ -133,8 +146,8 @@ class OllamaGenerate(_Ollama):
             is_stateful=not prompt,  # as above
         )
 
-    def _take_question(self, tree: Tree) -> str | None:
-        return None if any(tree.get(name) for name in _MORE_THAN_A_QUESTION) else take_text(tree, "prompt")
+    def _take_question(self, tree: Tree, omission: Omission | None) -> tuple[str | None, tuple[Turn, ...]]:
+        return None if any(tree.get(name) for name in _MORE_THAN_A_QUESTION) else take_text(tree, "prompt"), ()
 
 
 def _messages(tree: Tree) -> list[Tree]:

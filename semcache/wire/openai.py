@@ -33,7 +33,9 @@ from semcache.wire.requests import (
 )
 from semcache.wire.score import Identity, Score
 from semcache.wire.scribes import start_scribe
+from semcache.wire.spoken import chat_text, spoken_in
 from semcache.wire.strict_json import Number, Tree
+from semcache.wire.turns import Conversing, Omission, Wording, take_turns
 
 # What does not change the answer, each with its reason. With CACHE_MARK, inside content parts, the only list by which
 # anything stays out of a key.
@@ -56,14 +58,15 @@ CONTEXT_HEADERS = ("openai-organization", "openai-project", "openai-beta", "api-
 _CHOICES = ChatChoices()
 
 _TEXT_PARTS = frozenset({"text", "refusal"})  # any other kind of content part is media
+_PLAIN = Wording(frozenset({"role", "content"}), _TEXT_PARTS)
 _TOOL_FIELDS = ("tools", "functions")
 _POSITIVE = re.compile(r"[1-9][0-9]{0,3}", re.ASCII)  # n: the vendor's own limit is 128
 
 
-class OpenAIChat(OpenAIErrors):
+class OpenAIChat(OpenAIErrors, Conversing):
     """The dialect of `/v1/chat/completions`."""
 
-    def parse(self, address: Address, body: bytes, headers: Mapping[str, str]) -> Ask:
+    def _parse(self, address: Address, body: bytes, headers: Mapping[str, str], omission: Omission | None) -> Ask:
         tree = strict_json.parse(body)
         messages = messages_of(tree)
         model = model_of(tree, address)
@@ -76,6 +79,7 @@ class OpenAIChat(OpenAIErrors):
             tree.pop(name, None)
         turn = asking_message(messages)
         question = take_content(turn, "text") if turn else None
+        turns = take_turns(messages, turn, _PLAIN, omission) if turn and question is not None else ()
         return Ask(
             dialect=address.vendor,
             endpoint=address.endpoint,
@@ -88,6 +92,7 @@ class OpenAIChat(OpenAIErrors):
             user=user,
             traits=traits,
             body=body,
+            turns=turns,
         )
 
     def context_headers(self, headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
@@ -104,6 +109,9 @@ class OpenAIChat(OpenAIErrors):
 
     def prepare(self, answer: Answer, rendition: Rendition) -> Score:
         return prepare(answer, rendition, _CHOICES)
+
+    def spoken(self, answer: Answer) -> str | None:
+        return spoken_in(self, answer, chat_text)
 
     def fresh_identity(self, now: float) -> Identity:
         return Identity(id="chatcmpl-" + random_hex(), created=int(now))

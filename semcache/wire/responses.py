@@ -33,7 +33,9 @@ from semcache.wire.requests import (
 from semcache.wire.responses_play import prepare
 from semcache.wire.responses_reply import scribe
 from semcache.wire.score import Identity, Score
+from semcache.wire.spoken import response_text, spoken_in
 from semcache.wire.strict_json import Tree
+from semcache.wire.turns import Conversing, Omission, Wording, take_turns
 
 # What does not change the answer, each with its reason. The only list by which anything stays out of a key, but for the
 # vendor's marks for its prompt cache inside content parts (CACHE_MARK).
@@ -62,6 +64,8 @@ _ECHOED: Mapping[str, bytes | None] = {
 }
 
 _TEXT_PARTS = frozenset({"input_text", "output_text", "refusal"})  # any other kind of content part is media
+# An answer sent back with the next question has the id and the status that it had.
+_PLAIN = Wording(frozenset({"role", "content", "type", "id", "status"}), _TEXT_PARTS)
 _MEDIA_ITEMS = frozenset({"image_generation_call", "computer_call_output"})
 
 # Tools whose calls the caller carries out. All others are the vendor's (searches, code, images, MCP) or act on a screen
@@ -69,10 +73,10 @@ _MEDIA_ITEMS = frozenset({"image_generation_call", "computer_call_output"})
 _CALLERS_TOOLS = frozenset({"function", "custom", "apply_patch", "local_shell"})
 
 
-class Responses(OpenAIErrors):
+class Responses(OpenAIErrors, Conversing):
     """The dialect of `/v1/responses`."""
 
-    def parse(self, address: Address, body: bytes, headers: Mapping[str, str]) -> Ask:
+    def _parse(self, address: Address, body: bytes, headers: Mapping[str, str], omission: Omission | None) -> Ask:
         tree = strict_json.parse(body)
         model = _model(tree, address)
         stream = is_stream(tree)
@@ -83,8 +87,10 @@ class Responses(OpenAIErrors):
 
         for name in NOT_CONTEXT:
             tree.pop(name, None)
-        question = _take_question(tree, items)
+        turn = asking_message(items)
+        question = _take_question(tree, items, turn)
         _seal_media(items)
+        turns = take_turns(items, turn, _PLAIN, omission) if turn and question is not None else ()
         return Ask(
             dialect=address.vendor,
             endpoint=address.endpoint,
@@ -98,6 +104,7 @@ class Responses(OpenAIErrors):
             traits=traits,
             body=body,
             echo=echo,
+            turns=turns,
         )
 
     def context_headers(self, headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
@@ -113,6 +120,9 @@ class Responses(OpenAIErrors):
 
     def prepare(self, answer: Answer, rendition: Rendition) -> Score:
         return prepare(answer, rendition)
+
+    def spoken(self, answer: Answer) -> str | None:
+        return spoken_in(self, answer, response_text)
 
     def fresh_identity(self, now: float) -> Identity:
         return Identity(id="resp_" + random_hex() + random_hex(), created=int(now))
@@ -281,14 +291,13 @@ def _without_data(part: Any) -> Any:
 # The question
 
 
-def _take_question(tree: Tree, items: list[Tree]) -> str | None:
+def _take_question(tree: Tree, items: list[Tree], turn: Tree | None) -> str | None:
     """Return the question and leave its mark in the tree; None, and the tree as it was, where there is none.
 
     It is the input's text, or that of the last user message if only instructions follow.
     """
     if not items:
         return take_text(tree, "input")
-    turn = asking_message(items)
     if turn is None or turn.get("type", "message") != "message":
         return None
     return take_content(turn, "input_text")
