@@ -15,7 +15,17 @@ from semcache.errors import ClientError
 from semcache.wire import strict_json
 from semcache.wire.anthropic import AnthropicMessages
 from semcache.wire.completions import OpenAICompletions
-from semcache.wire.dialect import Address, BatchDialect, Dialect, ErrorShape, Frame, Reading, Rendition, Scribe
+from semcache.wire.dialect import (
+    Address,
+    BatchDialect,
+    Dialect,
+    ErrorShape,
+    Frame,
+    Reading,
+    Rendition,
+    Scribe,
+    SpokenDialect,
+)
 from semcache.wire.embeddings import OpenAIEmbeddings
 from semcache.wire.error_shapes import AnthropicErrors, OllamaErrors, OpenAIErrors
 from semcache.wire.ollama import OllamaChat, OllamaGenerate
@@ -37,6 +47,7 @@ __all__ = [
     "Rendition",
     "Score",
     "Scribe",
+    "SpokenDialect",
     "error_shape",
     "find_address",
     "is_model_path",

@@ -32,6 +32,7 @@ from semcache.wire.requests import (
 )
 from semcache.wire.score import Identity, Score
 from semcache.wire.scribes import start_scribe
+from semcache.wire.spoken import completion_text, spoken_in
 from semcache.wire.strict_json import Number, Tree
 from semcache.wire.text_choices import TextChoices
 
@@ -41,7 +42,6 @@ NOT_CONTEXT = (
     "stream_options",  # delivery: usage chunk and padding
     "user",  # identity: the end user's id, for abuse reports; `cache.sharing` says who shares
 )
-
 _OF_THIS_PROMPT = ("echo", "logprobs", "suffix")
 
 _CHOICES = TextChoices()
@@ -89,6 +89,9 @@ class OpenAICompletions(OpenAIErrors):
 
     def prepare(self, answer: Answer, rendition: Rendition) -> Score:
         return prepare(answer, rendition, _CHOICES)
+
+    def spoken(self, answer: Answer) -> str | None:
+        return spoken_in(self, answer, completion_text)
 
     def fresh_identity(self, now: float) -> Identity:
         return Identity(id="cmpl-" + random_hex(), created=int(now))

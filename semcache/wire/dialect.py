@@ -117,6 +117,17 @@ class Dialect(ErrorShape, Protocol):
 
 
 @runtime_checkable
+class SpokenDialect(Dialect, Protocol):
+    """A dialect whose answers are texts, which can be held against each other."""
+
+    def spoken(self, answer: Answer) -> str | None:
+        """All that an answer says, as one text; None where that is no plain text: it calls tools, refuses, or the like.
+
+        Takes as long as playing it. Raises nothing.
+        """
+
+
+@runtime_checkable
 class BatchDialect(Dialect, Protocol):
     """A dialect whose requests ask for several things at once (`Ask.items`), each with an answer of its own.
 

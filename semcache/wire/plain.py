@@ -63,6 +63,9 @@ class PlainText(OpenAIErrors):
     def prepare(self, answer: Answer, rendition: Rendition) -> Score:
         return Score(Form.JSON, [answer.parts], content_type=_TEXT)
 
+    def spoken(self, answer: Answer) -> str | None:
+        return b"".join(answer.parts).decode(errors="replace") or None
+
     def fresh_identity(self, now: float) -> Identity:
         return RECORDED  # a text has neither an id nor a time
 
