@@ -23,7 +23,6 @@ from semcache.wire.marks import sealed, take_content
 from semcache.wire.requests import context_of, is_stream, messages_of, model_of, named_headers, temperature_in
 from semcache.wire.score import Identity, Score
 from semcache.wire.spoken import message_text, spoken_in
-from semcache.wire.spoken import message_text, spoken_in
 from semcache.wire.strict_json import Tree
 from semcache.wire.turns import Conversing, Omission, Wording, take_turns
 
@@ -101,9 +100,6 @@ class AnthropicMessages(AnthropicErrors, Conversing):
 
     def prepare(self, answer: Answer, rendition: Rendition) -> Score:
         return prepare(answer, rendition)
-
-    def spoken(self, answer: Answer) -> str | None:
-        return spoken_in(self, answer, message_text)
 
     def spoken(self, answer: Answer) -> str | None:
         return spoken_in(self, answer, message_text)

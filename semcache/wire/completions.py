@@ -42,6 +42,7 @@ NOT_CONTEXT = (
     "stream_options",  # delivery: usage chunk and padding
     "user",  # identity: the end user's id, for abuse reports; `cache.sharing` says who shares
 )
+
 _OF_THIS_PROMPT = ("echo", "logprobs", "suffix")
 
 _CHOICES = TextChoices()

@@ -29,7 +29,6 @@ from semcache.wire.requests import (
 )
 from semcache.wire.score import Identity, Score
 from semcache.wire.spoken import ollama_text, spoken_in
-from semcache.wire.spoken import ollama_text, spoken_in
 from semcache.wire.strict_json import Tree
 from semcache.wire.turns import Conversing, Omission, Wording, take_turns
 
@@ -101,9 +100,6 @@ class _Ollama(OllamaErrors, Conversing, ABC):
 
     def prepare(self, answer: Answer, rendition: Rendition) -> Score:
         return prepare(self.layout, answer, rendition)
-
-    def spoken(self, answer: Answer) -> str | None:
-        return spoken_in(self, answer, ollama_text)
 
     def spoken(self, answer: Answer) -> str | None:
         return spoken_in(self, answer, ollama_text)

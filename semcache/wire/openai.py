@@ -34,7 +34,6 @@ from semcache.wire.requests import (
 from semcache.wire.score import Identity, Score
 from semcache.wire.scribes import start_scribe
 from semcache.wire.spoken import chat_text, spoken_in
-from semcache.wire.spoken import chat_text, spoken_in
 from semcache.wire.strict_json import Number, Tree
 from semcache.wire.turns import Conversing, Omission, Wording, take_turns
 
@@ -110,9 +109,6 @@ class OpenAIChat(OpenAIErrors, Conversing):
 
     def prepare(self, answer: Answer, rendition: Rendition) -> Score:
         return prepare(answer, rendition, _CHOICES)
-
-    def spoken(self, answer: Answer) -> str | None:
-        return spoken_in(self, answer, chat_text)
 
     def spoken(self, answer: Answer) -> str | None:
         return spoken_in(self, answer, chat_text)

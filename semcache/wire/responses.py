@@ -34,7 +34,6 @@ from semcache.wire.responses_play import prepare
 from semcache.wire.responses_reply import scribe
 from semcache.wire.score import Identity, Score
 from semcache.wire.spoken import response_text, spoken_in
-from semcache.wire.spoken import response_text, spoken_in
 from semcache.wire.strict_json import Tree
 from semcache.wire.turns import Conversing, Omission, Wording, take_turns
 
@@ -121,9 +120,6 @@ class Responses(OpenAIErrors, Conversing):
 
     def prepare(self, answer: Answer, rendition: Rendition) -> Score:
         return prepare(answer, rendition)
-
-    def spoken(self, answer: Answer) -> str | None:
-        return spoken_in(self, answer, response_text)
 
     def spoken(self, answer: Answer) -> str | None:
         return spoken_in(self, answer, response_text)
