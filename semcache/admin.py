@@ -241,7 +241,8 @@ def read_purge(body: bytes) -> tuple[Selector, bool, bool]:
             raise ClientError(f"{name}: write a text that is not empty, or leave the field out", param=name)
     chosen = {name: asked[name] for name in SELECTORS if asked.get(name) is not None}
     if bool(chosen) == asked.get("all", False):
-        raise ClientError('say what to purge: some of entry, model, tenant, namespace, user, text; or only "all": true')
+        some = "entry, model, tenant, namespace, user, text, writer"
+        raise ClientError(f'say what to purge: some of {some}; or only "all": true')
     return Selector(**chosen), asked.get("erase", False), asked.get("dry_run", False)
 
 

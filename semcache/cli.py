@@ -180,6 +180,7 @@ def prepare(name: str) -> None:
 @click.option("--namespace", metavar="NAME", help="Answers in one namespace.")
 @click.option("--user", metavar="ID", help="Answers to one end user (the `user` field).")
 @click.option("--text", metavar="QUESTION", help="Answers to one question.")
+@click.option("--writer", metavar="NAME", help="Answers that one tenant brought or vouches for, whoever shares them.")
 @click.option("--erase", is_flag=True, help="Leave no copy in any file either.")
 @click.option("--dry-run", is_flag=True, help="Count, and change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -189,7 +190,7 @@ def purge(file: Path | None, everything: bool, erase: bool, dry_run: bool, yes: 
     chosen = {name: value for name, value in fields.items() if value}
     if everything == bool(chosen):
         raise click.UsageError(
-            "say what to purge: --all, or some of --entry --model --tenant --namespace --user --text"
+            "say what to purge: --all, or some of --entry --model --tenant --namespace --user --text --writer"
         )
     settings = _load(file, {})
     count = asyncio.run(_purge(settings, chosen, erase=False, dry_run=True))

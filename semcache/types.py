@@ -50,6 +50,7 @@ class Reason(StrEnum):
     GUARD_ENTITY = "guard-entity"  # ... a place, a person, a product or another name differs
     GUARD_DATE = "guard-date"  # ... the dates, or the times from today, differ
     CONTEXT = "context"  # ... but the turns before it are not near enough, or a guard objects to one of them
+    UNPROVEN = "unproven"  # another tenant's answer, for which too few have vouched (cache.min_uses)
     EXPLORING = "exploring"  # would have been a hit; forwarded to compare (shadow mode)
     TOOLS = "tools"  # exact tier only, and no exact entry: the request declares tools
     SAMPLING = "sampling"  # ... it asks for more randomness than the operator lets the cache hide, or for n > 1
@@ -102,6 +103,7 @@ class Unstorable(StrEnum):
     REFUSED = "no-store"  # request, response or policy said no
     PURGED = "purged"  # a purge overtook the fetch
     STORE_FAULT = "store-fault"  # the store failed or its queue was full
+    INSERT_LIMIT = "insert-limit"  # its tenant has had as many kept this minute as he may (cache.inserts_per_minute)
 
 
 class Form(StrEnum):
@@ -222,6 +224,9 @@ class Entry:
     grace_s: float
     user: str | None = None
     writer: str = ""  # the tenant whose request wrote it: equals scope.tenant unless answers are shared
+    vouchers: tuple[str, ...] = ()  # tenants that fetched the same, the writer among them; see cache/provenance.py
+    request_id: str = ""  # of the request that was forwarded for it; empty: not known
+    backend: str = ""  # that gave it; empty: none did, or it is not known
     # The turns before the question, where they need not be equal, but near: their texts, and the vector of them all.
     turns: tuple[str, ...] = ()
     turns_vector: Vector | None = None
@@ -264,6 +269,7 @@ class Selector:
     namespace: str | None = None
     user: str | None = None
     text: str | None = None  # the question, compared after strip()
+    writer: str | None = None  # the tenant that brought the answer, or fetched the same and so vouches for it
 
 
 class Candidate(NamedTuple):

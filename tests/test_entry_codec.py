@@ -28,6 +28,9 @@ ENTRY = Entry(
     grace_s=5.0,
     user="u-1",
     writer="shop",
+    vouchers=("shop", "rival"),
+    request_id="r-1",
+    backend="gpu-1",
 )
 
 texts = st.text(st.characters(codec="utf-8"), max_size=40)
@@ -57,6 +60,9 @@ def entries(draw: st.DrawFn) -> Entry:
         grace_s=draw(st.floats(0, 1e9)),
         user=draw(st.none() | texts),
         writer=draw(texts),
+        vouchers=draw(st.lists(texts, max_size=3).map(tuple)),
+        request_id=draw(texts),
+        backend=draw(texts),
     )
 
 
@@ -109,16 +115,23 @@ def test_bytes_do_not_move_between_neighbouring_fields_unseen() -> None:
 
 
 def test_a_row_of_another_scope_question_or_number_is_not_believed() -> None:
-    row = CODEC.to_row(ENTRY, 7)
+    row, seal = CODEC.to_row(ENTRY, 7), COLUMNS.index("seal")
     for other in (
         CODEC.to_row(replace(ENTRY, scope=replace(ENTRY.scope, tenant="rival")), 7),
         CODEC.to_row(replace(ENTRY, question="How do I return boots?"), 7),
         CODEC.to_row(ENTRY, 8),
     ):
         with pytest.raises(DamagedRow):
-            CODEC.to_entry((*row[:-1], other[-1]))
+            CODEC.to_entry((*row[:seal], other[seal], *row[seal + 1 :]))
         with pytest.raises(DamagedRow):
-            CODEC.to_entry((*other[:-1], row[-1]))
+            CODEC.to_entry((*other[:seal], row[seal], *other[seal + 1 :]))
+
+
+def test_vouchers_of_another_row_are_not_believed() -> None:
+    row, other = (CODEC.to_row(replace(ENTRY, vouchers=vouchers), 7) for vouchers in (("shop",), ("shop", "rival")))
+    for more in (other[-1], None):
+        with pytest.raises(DamagedRow):
+            CODEC.to_entry((*row[:-1], more))
 
 
 def test_a_row_sealed_with_another_key_is_not_believed() -> None:

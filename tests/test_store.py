@@ -354,11 +354,11 @@ async def test_a_locked_database_fails_puts_and_still_answers(open_at: OpenStore
 @pytest.mark.parametrize(
     "selector, taken",
     [
-        (Selector(), "abcdef"),
+        (Selector(), "abcdefg"),
         (Selector(tenant="rival"), "f"),
         (Selector(tenant="shop"), "abcde"),
-        (Selector(namespace="docs"), "e"),
-        (Selector(model="gpt-*"), "abef"),
+        (Selector(namespace="docs"), "eg"),
+        (Selector(model="gpt-*"), "abefg"),
         (Selector(model="claude-[34]"), "c"),
         (Selector(user="u1"), "b"),
         (Selector(text="  q a\n"), "a"),
@@ -368,6 +368,10 @@ async def test_a_locked_database_fails_puts_and_still_answers(open_at: OpenStore
         (Selector(tenant="shop", model="gpt-*", namespace="faq"), "ab"),
         (Selector(entry=entry_id("q d")), "d"),
         (Selector(tenant="' OR 1=1 --"), ""),
+        (Selector(writer="rival"), "fg"),
+        (Selector(writer="helper"), "g"),
+        (Selector(writer="rival", namespace="docs"), "g"),
+        (Selector(writer="r\ud800"), ""),
     ],
     ids=str,
 )
@@ -379,6 +383,8 @@ async def test_a_purge_takes_what_it_names_and_no_more(store: SqliteStore, selec
         "d": make_entry("q d", model="llama", embedder=None),
         "e": make_entry("q e", namespace="docs"),
         "f": make_entry("q f", tenant="rival"),
+        # Shared: what one tenant brought, and another vouches for.
+        "g": replace(make_entry("q g", tenant="", namespace="docs"), writer="rival", vouchers=("rival", "helper")),
     }
     since = store.last_seq
     seqs = {name: await put(store, entry) for name, entry in entries.items()}

@@ -52,6 +52,7 @@ ENTRIES = [
         make_entry("streamed"),
         answer=Answer("openai", Form.STREAM, (b'{"delta":"a"}', b'{"delta":"b"}'), (0, 40), Usage(1, 2)),
     ),
+    replace(make_entry("shared"), writer="shop", vouchers=("shop", "rival"), request_id="r-1", backend="gpu-1"),
     replace(make_entry("not utf-8"), answer=Answer("openai", Form.JSON, (b"\xff\xfe",))),
 ]
 
@@ -203,6 +204,8 @@ async def test_a_good_line_is_taken(stores: tuple[SqliteStore, SqliteStore]) -> 
         _line(usage=[1]),
         _line(usage=[-1, 2]),
         _line(question="\ud800"),
+        _line(vouchers="shop"),
+        _line(vouchers=["shop"] * 65),
     ],
     ids=lambda bad: bad[:12].decode("latin-1") + str(hash(bad) % 10_000),
 )

@@ -163,7 +163,8 @@ async def test_a_file_of_before_feedback_is_brought_up_to_date(open_at: OpenStor
     await put(store)
     await store.close()
     with closing(sqlite3.connect(tmp_path / "s.db")) as db:
-        db.executescript("DROP TABLE feedback; PRAGMA user_version = 1")
+        db.executescript("DROP TABLE IF EXISTS evidence; DROP TABLE IF EXISTS shadow; DROP TABLE feedback")
+        db.executescript("ALTER TABLE entries DROP COLUMN more; PRAGMA user_version = 1")
     again = await open_at()
     assert again.stats()["entries"] == 1
     assert await again.take_feedback(word()) is Effect.QUARANTINED

@@ -8,6 +8,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,27 @@ async def test_a_log_without_its_database_is_not_replayed_into_a_new_one(tmp_pat
     path.with_name("s.db-wal").write_bytes(b"left over")
     await fill(path)
     assert [file.name.endswith("-wal") for file in aside(path)] == [True]
+
+
+async def test_entries_of_before_their_origin_was_kept_are_read_and_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    await fill(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.executescript("DROP TABLE IF EXISTS evidence; DROP TABLE IF EXISTS shadow")
+        db.execute("ALTER TABLE entries DROP COLUMN more")  # rows without it are sealed as schema 2 sealed them
+        db.execute("PRAGMA user_version = 2")
+    store = store_at(path)
+    await store.open()
+    old = [await store.read(seq) for seq in (1, 2, 3)]
+    assert all(entry is not None and belongs(entry) and entry.vouchers == () for entry in old)
+    known = replace(make_entry("q0"), vouchers=("shop", "rival"), request_id="r-1", backend="gpu")
+    seq = await store.put(known, store.last_seq)
+    assert seq is not None
+    fresh = await store.peek(seq)
+    assert fresh is not None
+    assert (fresh.vouchers, fresh.request_id, fresh.backend) == (("shop", "rival"), "r-1", "gpu")
+    assert await store.read(1) is None and store.stats()["damaged"] == 0
+    await store.close()
 
 
 async def test_a_newer_schema_is_refused_and_left_as_it_is(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ import numpy as np
 
 from semcache.types import Answer, Entry, Form, Key, Scope, Usage, Vector
 
-# The order of a row, of the seal over it, and of the table's columns. `answer` is last but one because readers that
-# only want postings then stop before it.
+# The order of a row, and of the table's columns. `answer` comes late because readers that only want postings then stop
+# before it. `more` came with a later schema, and is NULL in rows that were written before.
 COLUMNS = (
     "seq",
     "exact_key",
@@ -41,6 +41,7 @@ COLUMNS = (
     "grace_s",
     "answer",
     "seal",
+    "more",
 )
 SEAL_BYTES = 16
 _VECTOR, _ANSWER = COLUMNS.index("vector"), COLUMNS.index("answer")
@@ -61,6 +62,17 @@ class _PackedAnswer(msgspec.Struct, array_like=True, forbid_unknown_fields=True)
     usage: tuple[int, int] | None
 
 
+class _More(msgspec.Struct, omit_defaults=True):
+    """What few readers ask for, by name: a field that is added here needs no column, and older rows lack it."""
+
+    vouchers: tuple[str, ...] = ()
+    request_id: str = ""
+    backend: str = ""
+
+
+_NOTHING_MORE = _More()
+
+
 class EntryCodec:
     """Turns entries into rows and back, with the key of one database."""
 
@@ -68,6 +80,7 @@ class EntryCodec:
         self._mac_key = mac_key
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode_answer = msgspec.msgpack.Decoder(_PackedAnswer).decode
+        self._decode_more = msgspec.msgpack.Decoder(_More).decode
 
     def to_row(self, entry: Entry, seq: int) -> Row:
         """Raises ValueError for what cannot be written, such as text with lone surrogates, or a time that is none."""
@@ -103,13 +116,15 @@ class EntryCodec:
             float(entry.grace_s),
             packed,
         )
-        return (*fields, self._seal(fields))
+        extra = _More(entry.vouchers, entry.request_id, entry.backend)
+        more = None if extra == _NOTHING_MORE else self._encode(extra)
+        return (*fields, self._seal(fields, more), more)
 
     def to_entry(self, row: Row) -> Entry:
         """Raises DamagedRow unless the row is, bit for bit, one that `to_row` made with this key."""
-        *fields, seal = row
+        *fields, seal, packed_more = row
         try:
-            whole = compare_digest(self._seal(tuple(fields)), seal)
+            whole = compare_digest(self._seal(tuple(fields), packed_more), seal)
         except (TypeError, ValueError) as exc:  # damage can change a column's type, too
             raise DamagedRow("a field has the wrong type") from exc
         if not whole:
@@ -137,6 +152,7 @@ class EntryCodec:
         try:
             stored = self._decode_answer(packed)
             form = Form(stored.form)
+            more = _NOTHING_MORE if packed_more is None else self._decode_more(packed_more)
         except (msgspec.MsgspecError, ValueError) as exc:  # sealed by another version of this program
             raise DamagedRow(f"the answer cannot be read: {exc}") from exc
         return Entry(
@@ -158,18 +174,36 @@ class EntryCodec:
             grace_s=grace_s,
             user=user,
             writer=writer,
+            vouchers=more.vouchers,
+            request_id=more.request_id,
+            backend=more.backend,
             seq=seq,
         )
+
+    def vouchers_in(self, more: object) -> tuple[str, ...]:
+        """Those that a row's last column names, its seal not checked: for telling and removing, never for serving."""
+        try:
+            return self._decode_more(more).vouchers if isinstance(more, bytes) else ()
+        except msgspec.MsgspecError:
+            return ()
 
     def digest(self, text: str) -> bytes:
         """A keyed digest that stands for `text` where the text itself must not lie (see purges in store_log.py)."""
         return blake2b(text.encode("utf-8", "surrogatepass"), key=self._mac_key, digest_size=16).digest()
 
-    def _seal(self, fields: Row) -> bytes:
+    def _seal(self, fields: Row, more: bytes | None) -> bytes:
         # msgpack says type and length of every field, and the two long ones, which follow it unpacked, stand in it with
         # their lengths: two different rows never give the same bytes. Packing them, too, would cost as much as hashing.
         vector, packed = fields[_VECTOR], fields[_ANSWER]
-        small = self._encode((*fields[:_VECTOR], vector and len(vector), *fields[_VECTOR + 1 : _ANSWER], len(packed)))
+        small = self._encode(
+            (
+                *fields[:_VECTOR],
+                vector and len(vector),
+                *fields[_VECTOR + 1 : _ANSWER],
+                len(packed),
+                *(() if more is None else (more,)),  # as the rows were sealed that have none
+            )
+        )
         seal = blake2b(small, key=self._mac_key, digest_size=SEAL_BYTES, person=b"semcache row")
         if vector:
             seal.update(vector)

@@ -27,6 +27,8 @@ REASONS: Mapping[Reason, str] = {
     Reason.NO_ENTRY: "nothing that answers it was stored",
     Reason.BELOW_THRESHOLD: "the nearest stored question was below the threshold",
     Reason.FEEDBACK: "the nearest stored answer was called wrong, for this question or for others as near",
+    Reason.UNPROVEN: "the nearest stored answer was brought by another tenant, and too few have fetched the same "
+    "(cache.min_uses)",
     Reason.EXPLORING: "a stored answer would serve, but the route is in shadow mode and forwards all the same",
     Reason.TOOLS: "the request declares tools, so only an equal request may be answered from the store",
     Reason.SAMPLING: "the request asks for variety (a high temperature, or several choices), so only an equal request "

@@ -265,9 +265,11 @@ class SqliteStore:
         StoreFault; then it is not complete, and has to be called again.
         """
         if dry_run:
-            return len(await self._on_reader(lambda db: log_sql.selected_seqs(db, selector, self.last_seq + 1)))
+            last = self.last_seq + 1
+            return len(await self._on_reader(lambda db: log_sql.selected_seqs(db, selector, last, self._codec)))
         before = await self._writer.call(lambda: self._ledger.record_purge(selector, erase=False))
-        removed = await self.remove(await self._on_reader(lambda db: log_sql.selected_seqs(db, selector, before)))
+        taken = await self._on_reader(lambda db: log_sql.selected_seqs(db, selector, before, self._codec))
+        removed = await self.remove(taken)
         await self._writer.call(self._ledger.sync)  # a power cut may undo a put, but not what an operator asked for
         if erase:
             # A second record, now that the entries are gone, tells other processes to make their snapshots anew.

@@ -21,6 +21,7 @@ FORMAT = 1
 LINE_LIMIT_BYTES = 64 * 2**20
 KEY_BYTES = 32
 NORM_TOLERANCE = 1e-3
+MOST_VOUCHERS = 64  # more than any entry of ours has
 
 
 class _Header(msgspec.Struct, forbid_unknown_fields=True):
@@ -52,6 +53,9 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     parts_base64: tuple[bytes, ...] | None = None
     offsets_ms: tuple[int, ...] = ()
     usage: tuple[int, int] | None = None  # prompt tokens, completion tokens
+    vouchers: tuple[str, ...] = ()
+    request_id: str = ""
+    backend: str = ""
 
 
 _IS_ID = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
@@ -87,6 +91,9 @@ def entry_line(entry: Entry) -> bytes:
         form=answer.form,
         offsets_ms=answer.offsets_ms,
         usage=None if usage is None else (usage.prompt_tokens, usage.completion_tokens),
+        vouchers=entry.vouchers,
+        request_id=entry.request_id,
+        backend=entry.backend,
     )
     try:
         line.parts = tuple(part.decode() for part in answer.parts)
@@ -142,6 +149,9 @@ def _entry_from(line: bytes, number: int) -> Entry:
         grace_s=raw.grace_s,
         user=raw.user,
         writer=raw.writer,
+        vouchers=raw.vouchers,
+        request_id=raw.request_id,
+        backend=raw.backend,
     )
 
 
@@ -163,6 +173,7 @@ def _check(raw: _Line, vector: Vector | None) -> None:
         (len(raw.offsets_ms) in {0, len(parts or ())}, "offsets_ms must have one number for each part"),
         (all(offset >= 0 for offset in raw.offsets_ms), "offsets_ms must not be negative"),
         (raw.usage is None or min(raw.usage) >= 0, "usage must not be negative"),
+        (len(raw.vouchers) <= MOST_VOUCHERS, f"vouchers must be {MOST_VOUCHERS} at most"),
         (vector is None or _is_unit(vector), "vector must be finite and of length 1"),
     )
     for holds, complaint in rules:

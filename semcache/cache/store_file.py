@@ -36,6 +36,7 @@ CHECKED_BYTES = 512 * 2**20  # files up to this are checked page by page at ever
 #   tombstones  seq numbers that are gone; shares the seq of the entry that replaced them, or has its own
 #   purges      what was purged, as keyed digests: the record must not keep the very text that was erased
 #   feedback    what callers said of hits, see store_feedback.py
+#   more        of an entry: where it came from, and what else came later, see entry_codec.py
 MIGRATIONS = (
     """
     CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -56,6 +57,9 @@ MIGRATIONS = (
         similarity REAL NOT NULL, times INTEGER NOT NULL, entry_id TEXT NOT NULL, tenant TEXT NOT NULL,
         request TEXT NOT NULL, at REAL NOT NULL, UNIQUE (entry_key, asked, said)
     );
+    """,
+    """
+    ALTER TABLE entries ADD COLUMN more BLOB;
     """,
 )
 

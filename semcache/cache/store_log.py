@@ -73,6 +73,10 @@ class Purge:
             "text": None if entry.question is None else entry.question.strip(),
         }
         for name, digest in self.digests.items():
+            if name == "writer":
+                if not any(codec.digest(each).hex() == digest for each in {entry.writer, *entry.vouchers}):
+                    return False
+                continue
             value = values[name]
             if value is None or codec.digest(value).hex() != digest:
                 return False
@@ -228,7 +232,7 @@ def rows_after(db: sqlite3.Connection, after: int, limit: int, limit_bytes: int)
     return rows
 
 
-def selected_seqs(db: sqlite3.Connection, selector: Selector, before: int) -> list[int]:
+def selected_seqs(db: sqlite3.Connection, selector: Selector, before: int, codec: EntryCodec) -> list[int]:
     """Numbers below `before` of the entries that a purge takes."""
     columns = {"entry": "id", "tenant": "tenant", "namespace": "namespace", "user": "user"}
     where: list[str] = ["seq < ?"]
@@ -239,15 +243,17 @@ def selected_seqs(db: sqlite3.Connection, selector: Selector, before: int) -> li
             where.append(f"{column} = ?")
             values.append(value)
     # Glob and strip are Python's, here and in Purge.takes: SQL's differ in brackets, in blanks and after a NUL.
+    brought = "writer, more" if selector.writer is not None else "NULL, NULL"  # `more` lies behind the answer
     try:
-        rows = db.execute(f"SELECT seq, model, question FROM entries WHERE {' AND '.join(where)}", values)
+        rows = db.execute(f"SELECT seq, model, question, {brought} FROM entries WHERE {' AND '.join(where)}", values)
     except UnicodeEncodeError:  # a lone surrogate: no entry with such a text can be written
         return []
     text = None if selector.text is None else selector.text.strip()
     return [
         seq
-        for seq, model, question in rows
+        for seq, model, question, writer, more in rows
         if (selector.model is None or fnmatchcase(model, selector.model))
+        and (selector.writer is None or selector.writer in {writer, *codec.vouchers_in(more)})
         and (text is None or (question is not None and question.strip() == text))
     ]
 
