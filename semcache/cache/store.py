@@ -10,6 +10,7 @@ checked against its seal; one that fails is dropped and counted, and was never t
     store_ledger.py    its transactions              entry_codec.py     an entry as a sealed row
     store_log.py       their SQL                     store_reserve.py   room to delete on a full disk
     store_feedback.py  and that of feedback          quarantine.py      what feedback keeps from being served
+    store_evidence.py  and that of evidence
     store_file.py      opening, moving aside
 """
 
@@ -26,11 +27,12 @@ from pathlib import Path
 from threading import local
 from typing import Any, TypeVar
 
-from semcache.cache import store_exchange, store_feedback
+from semcache.cache import store_evidence, store_exchange, store_feedback
 from semcache.cache import store_log as log_sql
 from semcache.cache.entry_codec import DamagedRow, EntryCodec
 from semcache.cache.hot import HotEntries
 from semcache.cache.quarantine import Quarantine
+from semcache.cache.store_evidence import ShadowCount, ShadowKey
 from semcache.cache.store_file import Database, open_database
 from semcache.cache.store_ledger import (
     CATCH_UP_CHANGES,
@@ -45,7 +47,7 @@ from semcache.cache.store_ledger import (
 from semcache.cache.store_thread import WriterThread
 from semcache.config import Cache
 from semcache.errors import ConfigError, StartError, StoreFault
-from semcache.types import Effect, Entry, Feedback, Selector
+from semcache.types import Effect, Entry, Feedback, Observation, Selector
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,10 @@ T = TypeVar("T")
 
 
 async def _nobody_to_tell() -> None:
+    return
+
+
+def _nobody_learns(observations: list[Observation]) -> None:
     return
 
 
@@ -108,6 +114,8 @@ class SqliteStore:
         self._pool: ThreadPoolExecutor | None = None
         # Awaited after an erase here or in another process: files made from the log (index snapshots) must go.
         self.on_erase: Callable[[], Awaitable[None]] = _nobody_to_tell
+        # Called on the event loop with new evidence, ours and that of other processes, in the order of its numbers.
+        self.on_observations: Callable[[list[Observation]], None] = _nobody_learns
         self.puts = 0
         self.refused = 0  # puts that failed: queue full, disk full, locked, read-only
         self.purged_puts = 0
@@ -133,6 +141,7 @@ class SqliteStore:
                 on_removed=self._removed,
                 on_erase=self._erased_elsewhere,
                 on_lost=self._lost,
+                on_observations=self._observed,
             )
         except (sqlite3.Error, StoreFault) as exc:
             database.connection.close()
@@ -250,11 +259,13 @@ class SqliteStore:
         for some in _chunks(touched, 10 * REMOVE_AT_ONCE):
             await self._writer.call(lambda some=some: self._ledger.mark_used(some, now))  # type: ignore[misc]
 
-    async def remove(self, seqs: Sequence[int]) -> int:
+    async def remove(self, seqs: Sequence[int], *, with_evidence: bool = False) -> int:
         """Return how many of them there were. Raises StoreFault."""
         removed = 0
         for some in _chunks(seqs, REMOVE_AT_ONCE):
-            removed += await self._writer.call(lambda some=some: self._ledger.remove(some))  # type: ignore[misc]
+            removed += await self._writer.call(
+                lambda some=some: self._ledger.remove(some, with_evidence=with_evidence)  # type: ignore[misc]
+            )
         return removed
 
     async def purge(self, selector: Selector, *, erase: bool = False, dry_run: bool = False) -> int:
@@ -269,7 +280,7 @@ class SqliteStore:
             return len(await self._on_reader(lambda db: log_sql.selected_seqs(db, selector, last, self._codec)))
         before = await self._writer.call(lambda: self._ledger.record_purge(selector, erase=False))
         taken = await self._on_reader(lambda db: log_sql.selected_seqs(db, selector, before, self._codec))
-        removed = await self.remove(taken)
+        removed = await self.remove(taken, with_evidence=True)
         await self._writer.call(self._ledger.sync)  # a power cut may undo a put, but not what an operator asked for
         if erase:
             # A second record, now that the entries are gone, tells other processes to make their snapshots anew.
@@ -291,12 +302,31 @@ class SqliteStore:
         """What was said last, newest first. Raises StoreFault."""
         return await self._on_reader(lambda db: store_feedback.recent(db, limit))
 
+    async def observe(
+        self, observations: Sequence[Observation], counts: Sequence[tuple[ShadowKey, ShadowCount]] = ()
+    ) -> list[Observation]:
+        """Keep what comparing has shown, and add to the counters of shadow mode; return the observations, numbered.
+
+        Durable when it returns, but for a power cut. Raises StoreFault.
+        """
+        return await self._writer.call(lambda: self._ledger.observe(observations, counts))
+
+    async def observations(self, limit: int) -> list[Observation]:
+        """The newest evidence, newest first. Raises StoreFault."""
+        return await self._on_reader(lambda db: store_evidence.recent(db, limit))
+
+    async def shadow_counts(self) -> list[tuple[ShadowKey, ShadowCount]]:
+        """The counters of shadow mode, of all processes together, the oldest hour first. Raises StoreFault."""
+        return await self._on_reader(store_evidence.shadow_counts)
+
     async def expire(self, now: float, latest: float | None = None) -> int:
         """Remove what is past its ttl and grace, or from further in the future than it may live; return how many.
 
         Where the clock is in doubt, `now` is the earliest and `latest` the latest time it may be; see upkeep.py.
         """
         latest = now if latest is None else latest
+        if not self._database.read_only and await self._on_reader(lambda db: store_evidence.is_due(db, now)):
+            await self._writer.call(lambda: self._ledger.age_evidence(now))
         return await self.remove(await self._on_reader(lambda db: log_sql.expired_seqs(db, now, latest)))
 
     async def evict(self) -> int:
@@ -428,6 +458,9 @@ class SqliteStore:
 
     def _removed(self, seqs: list[int]) -> None:
         self._loop.call_soon_threadsafe(self._hot.drop, seqs)
+
+    def _observed(self, observations: list[Observation]) -> None:
+        self._loop.call_soon_threadsafe(lambda: self.on_observations(observations))
 
     def _erased_elsewhere(self) -> None:
         self._loop.call_soon_threadsafe(lambda: self._start(self._tell_erased()))

@@ -36,6 +36,7 @@ CHECKED_BYTES = 512 * 2**20  # files up to this are checked page by page at ever
 #   tombstones  seq numbers that are gone; shares the seq of the entry that replaced them, or has its own
 #   purges      what was purged, as keyed digests: the record must not keep the very text that was erased
 #   feedback    what callers said of hits, see store_feedback.py
+#   evidence    how fresh answers compared with stored ones, and `shadow`: counters, see store_evidence.py
 #   more        of an entry: where it came from, and what else came later, see entry_codec.py
 MIGRATIONS = (
     """
@@ -60,6 +61,19 @@ MIGRATIONS = (
     """,
     """
     ALTER TABLE entries ADD COLUMN more BLOB;
+    CREATE TABLE IF NOT EXISTS evidence (
+        seq INTEGER PRIMARY KEY, grp BLOB NOT NULL, route INTEGER NOT NULL, asked BLOB NOT NULL,
+        entry_key BLOB NOT NULL, entry_id TEXT NOT NULL, similarity REAL NOT NULL, features BLOB NOT NULL,
+        probability REAL, same INTEGER NOT NULL, how TEXT NOT NULL, occasion TEXT NOT NULL, share REAL NOT NULL,
+        proposed INTEGER NOT NULL, at REAL NOT NULL
+    );
+    CREATE INDEX IF NOT EXISTS evidence_entry ON evidence (entry_key);
+    CREATE INDEX IF NOT EXISTS evidence_asked ON evidence (asked);
+    CREATE TABLE IF NOT EXISTS shadow (
+        hour INTEGER, route INTEGER, setting TEXT, strategy TEXT, bucket INTEGER, requests INTEGER, same INTEGER,
+        different INTEGER, prompt_tokens INTEGER, completion_tokens INTEGER, usd REAL, unpriced INTEGER, fetch_s REAL,
+        PRIMARY KEY (hour, route, setting, strategy, bucket)
+    ) WITHOUT ROWID;
     """,
 )
 

@@ -10,20 +10,21 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from semcache.cache import store_feedback
+from semcache.cache import store_evidence, store_feedback
 from semcache.cache import store_log as log_sql
 from semcache.cache.entry_codec import EntryCodec
 from semcache.cache.quarantine import Mark, Quarantine
+from semcache.cache.store_evidence import ShadowCount, ShadowKey
 from semcache.cache.store_file import Database
 from semcache.cache.store_log import Purge, Standing
 from semcache.cache.store_reserve import Reserve
 from semcache.errors import StoreFault
-from semcache.types import Change, Effect, Entry, Feedback, Posting, Said, Selector
+from semcache.types import Change, Effect, Entry, Feedback, Observation, Posting, Said, Selector
 
 log = logging.getLogger(__name__)
 
@@ -68,10 +69,11 @@ class Ledger:
         on_removed: Callable[[list[int]], None],
         on_erase: Callable[[], None],
         on_lost: Callable[[], None],
+        on_observations: Callable[[list[Observation]], None],
     ) -> None:
         """`quarantine` is filled, and kept up with the log. `on_removed` gets the numbers of entries that are gone,
-        `on_erase` hears of another process's erase, and `on_lost` that the file was taken away. All are called on the
-        writing thread.
+        `on_erase` hears of another process's erase, `on_lost` that the file was taken away, and `on_observations` gets
+        new evidence, ours and that of others, in the order of its numbers. All are called on the writing thread.
         """
         self._database = database
         self._db = database.connection
@@ -80,6 +82,7 @@ class Ledger:
         self._on_removed = on_removed
         self._on_erase = on_erase
         self._on_lost = on_lost
+        self._on_observations = on_observations
         self._reserve = Reserve(database.path, RESERVE_BYTES)
         self._reserve.fill()
         self._apply: Apply | None = None
@@ -90,6 +93,7 @@ class Ledger:
         self.foreign_changes = 0
         self.apply_faults = 0
         self._erased_elsewhere = False
+        self._observed_elsewhere: list[Observation] = []
         with self._snapshot():
             self._version = self._data_version()
             self.last_seq = log_sql.newest_seq(self._db)
@@ -134,12 +138,17 @@ class Ledger:
                 log_sql.delete_entries(self._db, sorted(replaced))
         return [Kept(o.seq) if isinstance(o, Kept) and o.seq in replaced else o for o in outcomes]
 
-    def remove(self, seqs: Sequence[int]) -> int:
-        """Delete at most REMOVE_AT_ONCE entries; return how many there were. Raises StoreFault."""
-        return self._even_if_full(lambda: self._remove(seqs))
+    def remove(self, seqs: Sequence[int], *, with_evidence: bool = False) -> int:
+        """Delete at most REMOVE_AT_ONCE entries; return how many there were. Raises StoreFault.
 
-    def _remove(self, seqs: Sequence[int]) -> int:
+        `with_evidence`: and what was learned of them, which stays true when an entry merely expires.
+        """
+        return self._even_if_full(lambda: self._remove(seqs, with_evidence))
+
+    def _remove(self, seqs: Sequence[int], with_evidence: bool) -> int:
         with self._transaction() as changes:
+            if with_evidence:
+                store_evidence.delete_of_entries(self._db, seqs)
             found, marks = self._remove_within(seqs, changes)
         self._quarantine.apply(marks)
         return len(found)
@@ -165,6 +174,7 @@ class Ledger:
     def _take_feedback(self, feedback: Feedback) -> Effect:
         entry_key, is_wrong = feedback.entry_key, feedback.said is Said.WRONG
         marks: list[Mark] = []
+        observed: list[Observation] = []
         with self._transaction() as changes:
             stands = log_sql.standing_of(self._db, [entry_key]).get(entry_key)
             # A fresh answer to a question is not the one that was wrong; but it answers no other question any better.
@@ -177,7 +187,10 @@ class Ledger:
             self._next += 1
             store_feedback.insert(self._db, feedback, self._next)
             changes.append(Change(self._next))
+            if not feedback.is_exact:  # of one question there is nothing to learn about pairs
+                observed = self._observe([store_evidence.from_feedback(feedback)], changes)
         self._quarantine.apply(marks)
+        self._tell(observed)
         if not is_wrong:
             return Effect.RECORDED
         if feedback.is_exact:
@@ -187,6 +200,32 @@ class Ledger:
     def _is(self, standing: Standing, entry_id: str) -> bool:
         found = self._db.execute("SELECT id FROM entries WHERE seq = ?", (standing.seq,)).fetchone()
         return bool(found == (entry_id,))
+
+    def observe(
+        self, observations: Sequence[Observation], counts: Iterable[tuple[ShadowKey, ShadowCount]] = ()
+    ) -> list[Observation]:
+        """Keep what comparing has shown, and add to the counters of shadow mode. Raises StoreFault."""
+        with self._transaction() as changes:
+            observed = self._observe(observations, changes)
+            store_evidence.add_shadow(self._db, counts)
+        self._tell(observed)
+        return observed
+
+    def _observe(self, observations: Sequence[Observation], changes: list[Change]) -> list[Observation]:
+        """Within a transaction; to be told once it is durable."""
+        numbered = store_evidence.insert(self._db, observations, self._next + 1)
+        self._next += len(numbered)
+        changes += [Change(observation.seq) for observation in numbered]
+        return numbered
+
+    def _tell(self, observed: list[Observation]) -> None:
+        if observed:
+            self._on_observations(observed)
+
+    def age_evidence(self, now: float) -> int:
+        """Forget evidence that is too old to matter; return how many observations. Raises StoreFault."""
+        with self._transaction():
+            return store_evidence.age(self._db, now)
 
     def record_purge(self, selector: Selector, *, erase: bool) -> int:
         """From here on, no entry that the selector takes is kept unless its flight began later. Return the number."""
@@ -198,6 +237,7 @@ class Ledger:
             purge = Purge.of(selector, self._next, erase=erase, codec=self._codec)
             log_sql.insert_purge(self._db, purge)
             store_feedback.delete_orphans(self._db)
+            store_evidence.delete_selected(self._db, selector)
             changes.append(Change(purge.seq))
         self._purges.append(purge)
         return purge.seq
@@ -366,6 +406,7 @@ class Ledger:
             self._quarantine.apply(batch.marks)
             self.floor_seq = batch.floor
             self._erased_elsewhere |= any(purge.erase for purge in batch.purges)
+            self._observed_elsewhere += store_evidence.stretch(self._db, position, batch.position)
             position = batch.position
             if not batch.more:
                 break
@@ -391,6 +432,8 @@ class Ledger:
         if self._erased_elsewhere:  # only now: a snapshot of the index must not be taken before the removals are in it
             self._erased_elsewhere = False
             self._on_erase()
+        observed, self._observed_elsewhere = self._observed_elsewhere, []
+        self._tell(observed)
 
     def _data_version(self) -> int:
         """Differs from the last time when another connection has committed; our own commits do not count."""

@@ -1,9 +1,9 @@
 """The change log in SQL: every statement that reads or writes entries, tombstones and purges (feedback: next door).
 
-Functions of a connection, without threads or policy. One counter numbers all four; it is the largest number in any of
-the tables or the floor, so it is never reused. Lists of numbers travel as one JSON parameter and rows in batches:
-sqlite3 gives up the interpreter's lock at every step, and a busy event loop takes milliseconds to hand it back, so a
-write of a hundred rows must be a few steps and not a hundred.
+Functions of a connection, without threads or policy. One counter numbers them all, and evidence; it is the largest
+number in any of the tables or the floor, so it is never reused. Lists of numbers travel as one JSON parameter and rows
+in batches: sqlite3 gives up the interpreter's lock at every step, and a busy event loop takes milliseconds to hand it
+back, so a write of a hundred rows must be a few steps and not a hundred.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from semcache.cache import store_feedback
+from semcache.cache import store_evidence, store_feedback
 from semcache.cache.entry_codec import COLUMNS, EntryCodec, Row, vector_from
 from semcache.cache.quarantine import Mark
 from semcache.types import Change, Entry, Posting, Scope, Selector, Vector
@@ -98,6 +98,7 @@ def newest_seq(db: sqlite3.Connection) -> int:
     (newest,) = db.execute(
         "SELECT max(ifnull((SELECT max(seq) FROM entries), 0), ifnull((SELECT max(seq) FROM tombstones), 0),"
         " ifnull((SELECT max(seq) FROM purges), 0), ifnull((SELECT max(seq) FROM feedback), 0),"
+        " ifnull((SELECT max(seq) FROM evidence), 0),"
         " ifnull((SELECT value FROM meta WHERE name = 'floor'), 0))"
     ).fetchone()
     return int(newest)
@@ -134,7 +135,7 @@ def changes_after(db: sqlite3.Connection, after: int, known_floor: int, embedder
     for purge in purges:
         merged.setdefault(purge.seq, Change(purge.seq))
     numbers, marks = store_feedback.numbers_and_marks(db, after, position)
-    for seq in numbers:
+    for seq in numbers + store_evidence.numbers(db, after, position):
         merged.setdefault(seq, Change(seq))
     if position > after:
         merged.setdefault(position, Change(position))  # what stood here is gone, but the position is reached
