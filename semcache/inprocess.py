@@ -17,7 +17,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
@@ -57,6 +57,7 @@ class Answered(NamedTuple):
     similarity: float | None = None  # of a hit, or of the best candidate that was refused
     entry: str | None = None  # of a hit: the stored entry's id, for `purge`
     age_s: float | None = None  # of a hit
+    phases_ms: Mapping[str, float] = MappingProxyType({})  # what was waited for: embed, search, verify
 
 
 class FetchFailed(SemcacheError):
@@ -175,6 +176,7 @@ class Cache:
             outcome.similarity,
             outcome.entry_id,
             outcome.age_s,
+            outcome.phases_ms,
         )
 
     async def look_up(

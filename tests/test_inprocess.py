@@ -62,6 +62,7 @@ async def test_a_question_is_fetched_once_and_a_rewording_is_answered_too() -> N
         assert (again.verdict, again.tier, again.text) == (Verdict.HIT, Tier.EXACT, first.text)
         assert (reworded.verdict, reworded.tier, reworded.text) == (Verdict.HIT, Tier.SEMANTIC, first.text)
         assert reworded.similarity is not None and 0.8 < reworded.similarity < 1
+        assert (set(again.phases_ms), set(reworded.phases_ms)) == (set(), {"embed", "search", "verify"})
         assert model.asked == [PARCEL]
 
 
