@@ -63,13 +63,15 @@ def entries(draw: st.DrawFn) -> Entry:
         vouchers=draw(st.lists(texts, max_size=3).map(tuple)),
         request_id=draw(texts),
         backend=draw(texts),
+        turns=draw(st.lists(texts, max_size=3).map(tuple)),
+        turns_vector=draw(st.none() | st.lists(floats, max_size=8).map(lambda v: np.array(v, np.float32))),
     )
 
 
 def same(one: Entry, other: Entry) -> bool:
     def values(entry: Entry) -> list[Any]:
-        vector = None if entry.vector is None else entry.vector.tobytes()
-        return [vector, *(getattr(entry, f.name) for f in fields(entry) if f.name != "vector")]
+        found = [getattr(entry, f.name) for f in fields(entry)]
+        return [value.tobytes() if isinstance(value, np.ndarray) else value for value in found]
 
     return values(one) == values(other)
 

@@ -40,7 +40,15 @@ async def contents(store: SqliteStore) -> dict[str, Entry]:
     seqs: list[int] = []
     await store.follow(0, lambda changes: seqs.extend(c.added.seq for c in changes if c.added), STAMP)
     found = [entry for seq in seqs if (entry := await store.read(seq))]
-    return {e.id: replace(e, seq=0, vector=None if e.vector is None else e.vector.tobytes()) for e in found}  # type: ignore[arg-type]
+
+    def as_bytes(vector: Any) -> Any:
+        return None if vector is None else vector.tobytes()
+
+    def comparable(entry: Entry) -> Entry:
+        vectors: dict[str, Any] = {"vector": entry.vector, "turns_vector": entry.turns_vector}
+        return replace(entry, seq=0, **{name: as_bytes(each) for name, each in vectors.items()})
+
+    return {entry.id: comparable(entry) for entry in found}
 
 
 ENTRIES = [
@@ -53,6 +61,7 @@ ENTRIES = [
         answer=Answer("openai", Form.STREAM, (b'{"delta":"a"}', b'{"delta":"b"}'), (0, 40), Usage(1, 2)),
     ),
     replace(make_entry("shared"), writer="shop", vouchers=("shop", "rival"), request_id="r-1", backend="gpu-1"),
+    replace(make_entry("and there?"), turns=("In Rome?", "Yes."), turns_vector=np.array([0.6, 0.8], np.float32)),
     replace(make_entry("not utf-8"), answer=Answer("openai", Form.JSON, (b"\xff\xfe",))),
 ]
 
@@ -205,6 +214,9 @@ async def test_a_good_line_is_taken(stores: tuple[SqliteStore, SqliteStore]) -> 
         _line(usage=[-1, 2]),
         _line(question="\ud800"),
         _line(vouchers="shop"),
+        _line(turns=["hello"]),
+        _line(turns_vector=_vector(0.6, 0.8)),
+        _line(turns=["hello"], turns_vector=_vector(6, 8)),
         _line(vouchers=["shop"] * 65),
     ],
     ids=lambda bad: bad[:12].decode("latin-1") + str(hash(bad) % 10_000),

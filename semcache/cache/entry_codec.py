@@ -68,6 +68,8 @@ class _More(msgspec.Struct, omit_defaults=True):
     vouchers: tuple[str, ...] = ()
     request_id: str = ""
     backend: str = ""
+    turns: tuple[str, ...] = ()
+    turns_vector: bytes | None = None
 
 
 _NOTHING_MORE = _More()
@@ -116,7 +118,8 @@ class EntryCodec:
             float(entry.grace_s),
             packed,
         )
-        extra = _More(entry.vouchers, entry.request_id, entry.backend)
+        turns_vector = None if entry.turns_vector is None else vector_bytes(entry.turns_vector)
+        extra = _More(entry.vouchers, entry.request_id, entry.backend, entry.turns, turns_vector)
         more = None if extra == _NOTHING_MORE else self._encode(extra)
         return (*fields, self._seal(fields, more), more)
 
@@ -177,6 +180,8 @@ class EntryCodec:
             vouchers=more.vouchers,
             request_id=more.request_id,
             backend=more.backend,
+            turns=more.turns,
+            turns_vector=None if more.turns_vector is None else vector_from(more.turns_vector),
             seq=seq,
         )
 

@@ -56,6 +56,8 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     vouchers: tuple[str, ...] = ()
     request_id: str = ""
     backend: str = ""
+    turns: tuple[str, ...] = ()
+    turns_vector: bytes | None = None
 
 
 _IS_ID = re.compile(r"[A-Za-z0-9_-]{1,64}").fullmatch
@@ -94,6 +96,8 @@ def entry_line(entry: Entry) -> bytes:
         vouchers=entry.vouchers,
         request_id=entry.request_id,
         backend=entry.backend,
+        turns=entry.turns,
+        turns_vector=None if entry.turns_vector is None else vector_bytes(entry.turns_vector),
     )
     try:
         line.parts = tuple(part.decode() for part in answer.parts)
@@ -130,7 +134,8 @@ def _entry_from(line: bytes, number: int) -> Entry:
     try:
         raw = _decode_line(line)
         vector = None if raw.vector is None else vector_from(raw.vector)
-        _check(raw, vector)
+        turns_vector = None if raw.turns_vector is None else vector_from(raw.turns_vector)
+        _check(raw, vector, turns_vector)
     except (msgspec.MsgspecError, ValueError) as exc:
         raise ClientError(f"line {number}: {exc}") from exc
     parts = raw.parts_base64 if raw.parts is None else tuple(part.encode() for part in raw.parts)
@@ -152,10 +157,12 @@ def _entry_from(line: bytes, number: int) -> Entry:
         vouchers=raw.vouchers,
         request_id=raw.request_id,
         backend=raw.backend,
+        turns=raw.turns,
+        turns_vector=turns_vector,
     )
 
 
-def _check(raw: _Line, vector: Vector | None) -> None:
+def _check(raw: _Line, vector: Vector | None, turns_vector: Vector | None) -> None:
     """Raises ValueError. The rules that types cannot say."""
     parts = raw.parts if raw.parts is not None else raw.parts_base64
     rules = (
@@ -175,6 +182,8 @@ def _check(raw: _Line, vector: Vector | None) -> None:
         (raw.usage is None or min(raw.usage) >= 0, "usage must not be negative"),
         (len(raw.vouchers) <= MOST_VOUCHERS, f"vouchers must be {MOST_VOUCHERS} at most"),
         (vector is None or _is_unit(vector), "vector must be finite and of length 1"),
+        (bool(raw.turns) == (turns_vector is not None), "turns and turns_vector go together"),
+        (turns_vector is None or _is_unit(turns_vector), "turns_vector must be finite and of length 1"),
     )
     for holds, complaint in rules:
         if not holds:
