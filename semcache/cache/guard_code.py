@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from semcache.cache.remember import remember
 from semcache.cache.vocabulary import stem
+from semcache.cache.wording import is_context
 
 
 def code_differ(asked: str, stored: str) -> bool:
@@ -28,7 +29,9 @@ def code_differ(asked: str, stored: str) -> bool:
     extra, missing = one.pieces - other.pieces, other.pieces - one.pieces
     if extra and missing:
         return not (all(map(other.has, extra)) and all(map(one.has, missing)))
-    return not (all(map(other.has_words_of, extra)) and all(map(one.has_words_of, missing)))
+    if all(map(other.has_words_of, extra)) and all(map(one.has_words_of, missing)):
+        return False
+    return not is_context(asked, stored, sum(len(piece.words.split()) for piece in extra | missing), 1)
 
 
 class _Piece(NamedTuple):

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from semcache.cache.figures import MONTHS, calendar_date, read
 from semcache.cache.number_words import SMALL, TENS
 from semcache.cache.remember import remember
+from semcache.cache.wording import is_context
 
 
 class Detail(NamedTuple):
@@ -35,7 +36,9 @@ def dates_differ(asked: str, stored: str) -> bool:
         return True
     if _is_at_another_hour(one.keys(), other.keys()) or _is_at_another_hour(other.keys(), one.keys()):
         return True
-    return _narrow(left.keys() - other, read(asked).words) or _narrow(right.keys() - one, read(stored).words)
+    if not _narrow(left.keys() - other, read(asked).words) and not _narrow(right.keys() - one, read(stored).words):
+        return False
+    return not is_context(asked, stored, len(left) + len(right), 1)
 
 
 def _is_at_another_hour(one: Set[Detail], other: Set[Detail]) -> bool:

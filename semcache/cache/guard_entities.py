@@ -27,6 +27,7 @@ from semcache.cache.vocabulary import (
     is_slip,
     stem,
 )
+from semcache.cache.wording import is_context
 
 
 def entities_differ(asked: str, stored: str) -> bool:
@@ -36,6 +37,8 @@ def entities_differ(asked: str, stored: str) -> bool:
        without saying.
     2. A word that may be a name, or a thing of some row: when the other text has another of the same kind, or another
        word in its place, and all the rest is equal.
+
+    Names in two questions of general interest count less the more the wording differs.
     """
     if asked == stored:
         return False
@@ -43,18 +46,25 @@ def entities_differ(asked: str, stored: str) -> bool:
     extra, missing = _beyond(one, other), _beyond(other, one)
     if not extra and not missing:
         return False
+    length = sum(mark.size for mark in extra + missing)
     if extra and missing:
-        if any(mark.is_sure for mark in extra + missing):
+        both_sure = any(mark.is_sure for mark in extra) and any(mark.is_sure for mark in missing)
+        if both_sure and not is_context(asked, stored, length, _REWORDED):
             return True
-        if not _kinds(extra).isdisjoint(_kinds(missing)):
+        is_sure = any(mark.is_sure for mark in extra + missing)
+        if (is_sure or not _kinds(extra).isdisjoint(_kinds(missing))) and not is_context(asked, stored, length, 1):
             return True
     else:
         text, rest = (one, extra) if extra else (other, missing)
         left = {mark.place for mark in rest}
         held = {mark.place for mark in text.marks if mark.is_sure or mark.kinds & _PRODUCTS} - left
-        if any(mark.is_sure and not _goes_without_saying(mark, held) for mark in rest):
+        named = [mark for mark in rest if mark.is_sure and not _goes_without_saying(mark, held)]
+        if named and not is_context(asked, stored, length, 0):
             return True
     return _is_exchanged(one, other, {mark.place for mark in extra}, {mark.place for mark in missing})
+
+
+_REWORDED = 3  # other words: two names in questions this different are rarely exchanged for each other
 
 
 def _goes_without_saying(mark: _Mark, held: set[int]) -> bool:
@@ -110,6 +120,7 @@ class _Mark(NamedTuple):
     is_sure: bool
     is_known: bool  # a spelling found in the table or the dictionary; only others can be typos
     place: int  # of its last word in the text
+    size: int = 1  # words
 
 
 class _Reading(NamedTuple):
@@ -159,7 +170,7 @@ def read_entities(text: str) -> _Reading:
             if not (length == 1 and spelling == "us" and not tokens[place][0].isupper()):
                 sure = any(name.is_sure for name in names) or _squash(spelling) in NAMES
                 ids, kinds = frozenset(name.id for name in names), frozenset(name.kind for name in names)
-                marks.append(_Mark(_squash(spelling), ids, kinds, sure, True, place + length - 1))
+                marks.append(_Mark(_squash(spelling), ids, kinds, sure, True, place + length - 1, length))
         else:
             rest.append(place)
         place += max(length, 1)

@@ -17,6 +17,7 @@ from semcache.cache.polarity import (
     are_opposite,
     read_polarity,
 )
+from semcache.cache.wording import is_context, other_words
 from semcache.cache.words import stem
 
 
@@ -36,14 +37,17 @@ def negation_differ(asked: str, stored: str) -> bool:
         for word, affix, base in left.affixed:
             # "in front" is not denied by "infront"
             if base in right.stems and not left.stems & {base} and not right.stems & {word, affix}:
-                if base not in right.negated:
+                if base not in right.negated and right.negations <= left.negations:
                     return True
                 cancelled += 1
-    if opposed:
+    if opposed and not is_context(asked, stored, 2, 1):
         # "not the correct amount", "the wrong amount"
         is_even = len(opposed) == abs(one.negations - other.negations) == 1 and not cancelled
         return not is_even or not _DENYING.isdisjoint(opposed[0])
-    return _negations_differ(one, other, cancelled)
+    return _negations_differ(one, other, cancelled) and other_words(asked, stored) <= _REWORDED
+
+
+_REWORDED = 2  # other words: more, and a negation is as often a way to put it as a denial
 
 
 def _are_both_there(one: Item, other: Item, mine: list[Item], theirs: list[Item]) -> bool:

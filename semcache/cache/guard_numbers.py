@@ -9,6 +9,7 @@ from typing import NamedTuple
 from semcache.cache.figures import Reading, Role, read
 from semcache.cache.measures import BESIDE_A_NUMBER, Measure
 from semcache.cache.remember import remember
+from semcache.cache.wording import is_context
 
 # May be left out in one of two questions, but two of a kind must not be different. "One" is as long a list as "two".
 _ASIDE: Mapping[Role, int] = {
@@ -43,6 +44,9 @@ def numbers_differ(asked: str, stored: str) -> bool:
         mine, yours = _unmatched(mine, yours, one, other)
     if mine and yours:
         return True
+    alone = mine or yours
+    if alone and is_context(asked, stored, len(alone), 0 if _are_years(alone) else 1):
+        return False
     if (mine and not _are_said_in_passing(mine, one, other)) or (yours and not _are_said_in_passing(yours, other, one)):
         return True
     return _asides_differ(left.asides, right.asides) or _are_exchanged(left.things, right.things)
@@ -100,6 +104,10 @@ def _is_said(value: str, own: Reading, other: Reading) -> bool:
         return False
     things = {figure.thing for figure in own.figures if figure.value == "1"}
     return any(word in _SINGLE and thing in things for word, thing in zip(other.words, other.words[1:], strict=False))
+
+
+def _are_years(values: Iterable[str]) -> bool:
+    return all(len(value) == 4 and value.isdecimal() and int(value) in _YEARS for value in values)
 
 
 def _are_said_in_passing(values: Iterable[str], own: Reading, other: Reading) -> bool:

@@ -37,7 +37,7 @@ class Kind(Enum):
 class Question(NamedTuple):
     kinds: frozenset[Kind]
     rest: frozenset[str]  # the stems of what is asked about
-    seeks: bool  # it is about finding something, which is a way as much as a place
+    is_way: bool  # it is about what is done on some page or form, which is a way as much as a place
 
 
 def question_differ(asked: str, stored: str) -> bool:
@@ -48,8 +48,8 @@ def question_differ(asked: str, stored: str) -> bool:
     is_exchanged = one.rest == other.rest
     if not is_exchanged and (one.kinds & other.kinds or not _share_half(one.rest, other.rest)):
         return False
-    seeks = one.seeks and other.seeks
-    return not any(_agree(a, b, is_exchanged, seeks) for a, b in product(mine, theirs))
+    is_way = one.is_way and other.is_way
+    return not any(_agree(a, b, is_exchanged, is_way) for a, b in product(mine, theirs))
 
 
 def _share_half(one: frozenset[str], other: frozenset[str]) -> bool:
@@ -100,12 +100,12 @@ _RELATED = _pairs(
 )  # fmt: skip
 
 
-def _agree(one: Kind, other: Kind, is_exchanged: bool, seeks: bool) -> bool:
+def _agree(one: Kind, other: Kind, is_exchanged: bool, is_way: bool) -> bool:
     pair = frozenset({one, other})
     if pair in _ALIKE:
         return True
-    if pair == {Kind.HOW, Kind.WHERE}:  # "Where do I find my PIN?", "How do I find my PIN?"
-        return seeks or not is_exchanged
+    if pair == {Kind.HOW, Kind.WHERE}:  # "Where do I change my PIN?", "How do I change my PIN?"
+        return is_way or not is_exchanged
     if is_exchanged:
         return False
     return pair in _RELATED or not pair <= _SHARP
@@ -119,7 +119,14 @@ _FORMAL = _AUXILIARIES | frozenset(
     "what which who whose whom when where why how be been being a an the of to for i you my me we it this there at in "
     "please many much long often old far time times reason number exactly actually know tell wonder".split()
 )
-_SEEKING = frozenset(map(stem, "find see locate view access check look".split()))
+_WAYS = frozenset(
+    map(
+        stem,
+        "find see locate view access check look change update edit modify set reset add remove delete cancel verify "
+        "activate enable disable configure link connect top register subscribe unsubscribe sign log apply request "
+        "submit order report upload download upgrade switch".split(),
+    )
+)
 _OF_TIME = frozenset(map(stem, "time date day year month hour week".split()))
 _REASONS = frozenset(map(stem, "reason cause purpose".split()))
 _PRICES = frozenset(map(stem, "price cost fee fare".split()))
@@ -163,7 +170,7 @@ def read_question(text: str) -> Question:
     return Question(
         kinds=kinds,
         rest=frozenset(word.stem for word in words if word not in MARKS and word.text not in _FORMAL),
-        seeks=any(word.stem in _SEEKING for word in words),
+        is_way=any(word.stem in _WAYS for word in words),
     )
 
 

@@ -21,6 +21,7 @@ class Part(NamedTuple):
     """A word that carries meaning."""
 
     stem: str
+    is_participle: bool
     clause: int
     is_listed: bool  # beside "and", "or" or a comma
 
@@ -95,11 +96,16 @@ def read_roles(text: str) -> Roles:
 def _parts(words: Sequence[Word]) -> Iterator[Part]:
     clause = 0
     for place, word in enumerate(words):
-        if word is STOP:
+        if word is STOP or word.text in _CLAUSES:
             clause += 1
         elif word is not COMMA and word.stem not in _UNSAID:
             beside = words[max(place - 1, 0)], words[min(place + 1, len(words) - 1)]
-            yield Part(word.stem, clause, any(each in MARKS or each.text in ("and", "or") for each in beside))
+            yield Part(
+                word.stem,
+                _is_participle(word),
+                clause,
+                any(each in MARKS or each.text in ("and", "or") for each in beside),
+            )
 
 
 def _after(words: Sequence[Word], prepositions: tuple[str, ...]) -> frozenset[str]:
@@ -109,7 +115,7 @@ def _after(words: Sequence[Word], prepositions: tuple[str, ...]) -> frozenset[st
         if word.text in prepositions:
             following = (each for each in words[place + 1 : place + 5] if each.stem not in _UNSAID)
             first = next(following, STOP)
-            if first is not STOP:
+            if first is not STOP and first.text not in _ANY:
                 found.add(first.stem)
     return frozenset(found)
 
@@ -136,6 +142,8 @@ def _in_active_voice(words: tuple[Word, ...]) -> Sequence[Word]:
     return [*agent, *action, *words[:be], *words[end:]]
 
 
+_ANY = frozenset("one another other this that here".split())  # "from one account to another"
+_CLAUSES = frozenset("but if because when since while".split())
 _BOUNDS = frozenset("in on at for to from with when if because before after and or".split())
 _ADVERBS = _stems("also always really being been not ever never")
 
@@ -170,10 +178,16 @@ def _swapped(asked: Order, stored: Order) -> bool:
                 return (
                     not _JOINING.issuperset(between)
                     and _ASKING.isdisjoint(moved)
+                    and _are_inflected(one[:first], other[-first:]) == _are_inflected(one[-second:], other[:second])
                     and _is_one_clause(one)
                     and _is_one_clause(other)
                 )
     return False
+
+
+def _are_inflected(one: Order, other: Order) -> bool:
+    """Whether what moved changed its form along: "change" in "change my limit", "get my limit changed"."""
+    return [part.is_participle for part in one] != [part.is_participle for part in other]
 
 
 def _is_one_clause(order: Order) -> bool:

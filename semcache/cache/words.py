@@ -27,7 +27,7 @@ COMMA = Word(",", ",")
 MARKS = (STOP, COMMA)
 
 # A number with the separators inside it is one word; a hyphen or a slash parts words ("opt-out", "on/off").
-_TOKEN = re.compile(r"\d+(?:[.,:]\d+)+|[^\W_]+(?:'[^\W_]+)*|[.?!;:,\u2014]")
+_TOKEN = re.compile(r"\d+(?:[.,:]\d+)+|[^\W_]+(?:'[^\W_]+)*|[.?!;:,\u2014]|(?<=\s)[-\u2013](?=\s)")
 _APOSTROPHES = str.maketrans("\u2019\u2018\u02bc\u0060\u00b4", "'" * 5)
 _SHORTENED: Mapping[str, tuple[str, ...]] = {  # n't is cut off by rule, what it leaves of these is no word
     "can't": ("can", "not"),
