@@ -44,6 +44,20 @@ def _seconds(value: object) -> object:
     return value
 
 
+def _context(value: object) -> object:
+    """`last: N` comes as a mapping, or as a text, for YAML reads `context: last: 3` as neither; it becomes N."""
+    if isinstance(value, str):
+        value = value.strip()
+        if value in ("equal", "similar"):
+            return value
+    found: object = value.get("last") if isinstance(value, Mapping) and set(value) == {"last"} else None
+    if isinstance(value, str) and (written := re.fullmatch(r"last:? *([0-9]{1,4})", value)):
+        found = int(written[1])
+    if type(found) is int and 1 <= found <= 1000:
+        return found
+    raise ValueError('write equal, similar, or "last: N" with a number from 1 to 1000, such as "last: 3"')
+
+
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(ge=0, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=0, le=65535)]  # 0: any free port, printed at the start
 Guard = Literal[
@@ -169,6 +183,12 @@ class Match(_Section):
 
 
 class Backend(_Section):
+    # How the turns before the question count. equal: as everything else. similar: near is enough, by a vector of their
+    # own, and without a guard's objection. N (written `last: N`): the last N are equal, older ones do not count.
+    context: Annotated[Literal["equal", "similar"] | int, BeforeValidator(_context)] = "equal"
+    # Of `similar`: the least cosine of the turns. Above the question's, for what was said before is longer, and so
+    # differs by more before its vector does.
+    context_threshold: float = Field(default=0.95, ge=0, le=1)
     url: str
     api_key: SecretStr = SecretStr("")  # empty: the caller's own key is passed through
     weight: float = Field(default=1, gt=0)

@@ -12,12 +12,14 @@ from functools import lru_cache
 from cachetools import LRUCache
 
 from semcache.backends.routing import Target, pick_route, rank
+from semcache.cache.conversation import turns_left_out
 from semcache.cache.key import derive_key, derive_scope
 from semcache.cache.policy import Ruling, rule
 from semcache.config import Config, Route
 from semcache.errors import ClientError, SemcacheError
 from semcache.types import Ask, Key, Scope, Tenant
 from semcache.wire import Address, BatchDialect, Dialect, vendor_of
+from semcache.wire.turns import Conversing, Omission
 
 PLAN_BODY_BYTES = 16 * 1024  # larger bodies are parsed each time: remembering them costs more memory than it saves time
 PLANS = 2048  # so at most some 64 MB, for a plan also holds its context and question. An item of a batch counts as one

@@ -29,9 +29,24 @@ def derive_scope(ask: Ask, tenant: Tenant, namespace: str, sharing: str) -> Scop
     return Scope(owner, group, ask.dialect, ask.endpoint, ask.model)
 
 
-def derive_key(ask: Ask, scope: Scope, embedder: str | None) -> Key:
-    """Return the exact key and, where `embedder` (its stamp) is given and there is a question, the partition."""
-    shared = _digest(
+def derive_key(ask: Ask, scope: Scope, embedder: str | None, shorter: bytes | None = None) -> Key:
+    """Return the exact key and, where `embedder` (its stamp) is given and there is a question, the partition.
+
+    `shorter`: the context without the turns that need not be equal for a near question (see conversation.py). It
+    makes the partition; the exact key always holds the whole.
+    """
+    shared = _share(ask, scope, ask.context)
+    if ask.question is None:
+        return Key(exact=_digest(b"exact", shared), partition=None)
+    exact = _digest(b"exact", shared, ask.question.encode())
+    if embedder is None:
+        return Key(exact, None)
+    near = shared if shorter is None else _share(ask, scope, shorter)
+    return Key(exact, _digest(b"partition", near, embedder.encode()))
+
+
+def _share(ask: Ask, scope: Scope, context: bytes) -> bytes:
+    return _digest(
         _VERSION,
         scope.tenant.encode(),
         scope.namespace.encode(),
@@ -39,12 +54,8 @@ def derive_key(ask: Ask, scope: Scope, embedder: str | None) -> Key:
         scope.endpoint.encode(),
         scope.model.encode(),
         ask.target.encode(),
-        ask.context,
+        context,
     )
-    if ask.question is None:
-        return Key(exact=_digest(b"exact", shared), partition=None)
-    exact = _digest(b"exact", shared, ask.question.encode())
-    return Key(exact, None if embedder is None else _digest(b"partition", shared, embedder.encode()))
 
 
 def _digest(*parts: bytes) -> bytes:

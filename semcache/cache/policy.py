@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import http_sf
 
+from semcache.cache.agent_loop import is_agent_step
+from semcache.cache.conversation import loses_its_meaning
 from semcache.cache.time_bound import is_time_bound
 from semcache.config import Cache, Match
 from semcache.errors import ClientError
@@ -88,6 +90,7 @@ def tighten(ruling: Ruling, asked: Directives) -> Ruling:
 
 
 @lru_cache(maxsize=1024)
+        context_threshold=match.context_threshold if match.context == "similar" and ask.turns else None,
 def _tighten(ruling: Ruling, asked: Directives) -> Ruling:
     fresh_only = asked.no_cache or asked.no_store
     skip = ruling.skip_lookup or (Reason.NO_STORE if asked.no_store else Reason.NO_CACHE if asked.no_cache else None)
@@ -109,19 +112,20 @@ def _tighten(ruling: Ruling, asked: Directives) -> Ruling:
 def _exact_only(ask: Ask, match: Match) -> Reason | None:
     """Requests whose meaning is more than their question's text leave only the exact tier.
 
-    1. A running agent loop: the question is old, the work is in the tool results.
+    1. A running agent loop: the question is old, the work is in what the tools brought.
     2. Tools: a near question may need another call.
     3. Images, audio, files: equal words about another picture.
     4. Several choices, or more temperature than the operator lets the cache hide: variety was asked for.
     """
     traits = ask.traits
-    if traits.has_tool_results:
+    if traits.has_tool_results or (ask.question is not None and is_agent_step(ask.question, ask.turns)):
         return Reason.AGENT
     if traits.has_tools:
         return Reason.TOOLS
     if traits.has_media:
         return Reason.MEDIA
     if traits.choices > 1 or (traits.temperature or 0.0) > match.max_temperature:
+    5. Words that mean nothing without turns which are not there, or need not be equal.
         return Reason.SAMPLING
     if ask.question is None or not ask.question.strip():
         return Reason.EXACT_ONLY
@@ -134,6 +138,8 @@ def read_directives(cache_control: str | None, semcache_control: str | None) -> 
     field are a ClientError (400), since a caller who wrote it relies on it."""
     if cache_control is None and semcache_control is None:
         return NOTHING_ASKED
+    if loses_its_meaning(ask, match):
+        return Reason.FOLLOW_UP
     standard = _read_cache_control(cache_control or "")
     return replace(standard, **_read_semcache_control(semcache_control or ""))
 
