@@ -109,7 +109,13 @@ class Planner:
         route, targets = self._find_route(ask.model, ask.dialect, tenant.regions)
         ruling = rule(ask, route.cache, route.match)
         scope = derive_scope(ask, tenant, namespace, route.cache.sharing)
-        key = derive_key(ask, scope, self._embedder if ruling.exact_only is None else None)
+        embedder = self._embedder if ruling.exact_only is None else None
+        left_out = None if embedder is None else turns_left_out(ask.turns, route.match)
+        shorter = None
+        if left_out is not None:
+            assert isinstance(dialect, Conversing)  # the others read no turns
+            shorter = dialect.context_without(address, body, headers, Omission(left_out, ruling.compares_turns))
+        key = derive_key(ask, scope, embedder, shorter)
         items = tuple(Item(item, derive_key(item, scope, None)) for item in ask.items)
         return Plan(ask, dialect, tenant, scope, key, route, ruling, targets, items)
 

@@ -55,6 +55,8 @@ class Ruling:
     grace_s: float
     max_age_s: float | None  # of a stored answer; None: any
     max_stale_s: float | None  # None: the whole grace
+    # The least cosine of the turns before the question, where they need not be equal; None: they are.
+    context_threshold: float | None = None
 
 
 NOTHING_ASKED = Directives()
