@@ -76,7 +76,7 @@ def _facts(report: Report) -> Table:
     elif exact is None:
         rows.append(("exact entry", "none"))
     else:
-        rows.append(("exact entry", f"{exact['entry']}, {exact['freshness_in_words']}"))
+        rows.append(("exact entry", f"{exact['entry']}, {exact['freshness_in_words']}{_origin(exact)}"))
     if report["partition_entries"] is not None:
         rows.append(("partition", f"{report['partition']}: {report['partition_entries']:,} questions to compare with"))
     rows += [("context" if not place else "", _member(each)) for place, each in enumerate(report["context"])]
@@ -87,6 +87,17 @@ def _facts(report: Report) -> Table:
     for name, value in rows:
         table.add_row(name, Text(_plain(value)))
     return table
+
+
+def _origin(stored: Mapping[str, Any]) -> str:
+    """Whose request brought an answer, and who else fetched the same."""
+    parts = [f"brought by {stored['writer']}" if stored["writer"] else ""]
+    parts.append(f"in request {stored['request']}" if stored["request"] else "")
+    parts.append(f"from {stored['backend']}" if stored["backend"] else "")
+    others = [name for name in stored["vouchers"] if name != stored["writer"]]
+    vouched = f", vouched for by {', '.join(others)} too" if others else ""
+    told = " ".join(part for part in parts if part)
+    return f"; {told}{vouched}" if told else ""
 
 
 def _member(member: Mapping[str, str]) -> str:
@@ -101,6 +112,9 @@ def _candidates(report: Report) -> Table:
     table.add_column("guards")
     table.add_column("freshness", no_wrap=True)
     table.add_column("entry", no_wrap=True)
+    is_shared = any(each["writer"] != report["tenant"] for each in candidates)
+    if is_shared:
+        table.add_column("brought by")
     table.add_column("stored question", ratio=1, overflow="fold")
     for each in candidates:
         is_near = each["threshold"] == "passes"
@@ -111,6 +125,7 @@ def _candidates(report: Report) -> Table:
             _guards(each["guards"]),
             Text(each["freshness"], "green" if each["freshness"] == "fresh" else "yellow"),
             entry,
+            *([Text(_plain(", ".join(each["vouchers"] or [each["writer"]])))] if is_shared else []),
             Text(_plain(shorten(each["question"] or "", SHOWN_CHARS)), "" if each["is_looked_at"] else "dim"),
         )
     if not all(each["is_looked_at"] for each in candidates):

@@ -203,6 +203,7 @@ class Explaining:
             "ttl_s": ruling.ttl_s,
             "grace_s": ruling.grace_s,
             "sharing": route.cache.sharing,
+            "min_uses": route.cache.min_uses,
             "may_store": ruling.may_store,
         }
 

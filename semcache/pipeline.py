@@ -26,6 +26,7 @@ from cachetools import TTLCache
 from semcache.cache.flight import Flight, Flights
 from semcache.cache.lookup import Embedder, Lookup
 from semcache.cache.policy import Directives, Ruling, tighten
+from semcache.cache.provenance import InsertLimits, vouchers_of
 from semcache.errors import CacheFault, ClientError, SemcacheError, TooLong, UpstreamError
 from semcache.forwarding import Source, answer_limit
 from semcache.planning import Plan
@@ -44,7 +45,7 @@ from semcache.types import (
     Vector,
     Verdict,
 )
-from semcache.wire.dialect import BatchDialect, Reading
+from semcache.wire.dialect import BatchDialect, Dialect, Reading, SpokenDialect
 from semcache.wire.recording import Recording
 
 log = logging.getLogger(__name__)
@@ -119,6 +120,7 @@ class Pipeline:
         self._embedder = embedder
         self._store = store
         self._clock = clock
+        self._inserts = InsertLimits(clock)
         self.flights: Flights[Recording] = Flights()
         self._learned: TTLCache[bytes, Unstorable] = TTLCache(10_000, LEARNED_S, timer=monotonic)
         self.stored = 0
@@ -193,7 +195,7 @@ class Pipeline:
 
     def is_being_fetched(self, plan: Plan) -> bool:
         """Whether this request would join a flight now."""
-        return self.flights.peek(self._flight_key(plan.key.exact)) is not None
+        return self.flights.peek(self._flight_key(plan.key.exact, plan.ruling)) is not None
 
     async def _look_up(self, plan: Plan, ruling: Ruling, outcome: Outcome) -> Finding:
         """LOOKUP. A fault of the cache is a finding like any other: nothing found, for that reason."""
@@ -233,7 +235,7 @@ class Pipeline:
         outcome.usage = match.entry.answer.usage
         if match.is_stale:
             key = plan.key.exact if match.tier is Tier.EXACT else b"refresh " + match.entry.key.exact
-            self._refresh(plan, ruling, key, source)
+            self._refresh(plan, ruling, key, source, outcome)
         return Played(match)
 
     def _serve_batch(
@@ -248,10 +250,10 @@ class Pipeline:
             outcome.entry_id, outcome.entry_key = matches[0].entry.id, matches[0].entry.key.exact
         outcome.age_s = max(match.age_s for match in matches)
         if outcome.verdict is Verdict.STALE:
-            self._refresh(plan, ruling, plan.key.exact, source)
+            self._refresh(plan, ruling, plan.key.exact, source, outcome)
         return PlayedBatch(matches)
 
-    def _refresh(self, plan: Plan, ruling: Ruling, exact: bytes, source: Source) -> None:
+    def _refresh(self, plan: Plan, ruling: Ruling, exact: bytes, source: Source, outcome: Outcome) -> None:
         """RFC 5861: one refresh of a stale answer, in the words of whoever met it first.
 
         Where those are other words, `exact` is no request's, for nobody who asks exactly what the entry answered may
@@ -259,9 +261,9 @@ class Pipeline:
         """
         if ruling.only_if_cached:
             return  # this caller wants nothing fetched on his behalf
-        key = self._flight_key(exact)
+        key = self._flight_key(exact, ruling)
         if ruling.may_store and not self.flights.is_under_way(key) and not isinstance(plan.targets, SemcacheError):
-            self._lead(plan, ruling, Finding(None), source, key=key, keep=True)
+            self._lead(plan, ruling, Finding(None), source, outcome, key=key, keep=True)
 
     # COALESCE
 
@@ -270,7 +272,7 @@ class Pipeline:
         outcome.verdict = Verdict.BYPASS if FWD[reason] == "bypass" else Verdict.MISS
         may_share = ruling.may_coalesce and reason is not Reason.LEARNED
         if may_share:
-            flight = self.flights.find(self._flight_key(plan.key.exact))
+            flight = self.flights.find(self._flight_key(plan.key.exact, ruling))
             if flight is not None and plan.ask.traits.id_is_a_handle and plan.tenant.id != flight.recording.tenant:
                 may_share = False  # what the answer's id names at the upstream is in the other's account
             elif flight is not None:
@@ -291,12 +293,14 @@ class Pipeline:
                 return self._serve(plan, ruling, match, source, outcome)
         if isinstance(plan.targets, SemcacheError):
             raise plan.targets
-        key = self._flight_key(plan.key.exact) if may_share else None
-        return Followed(self._lead(plan, ruling, finding, source, key), is_relayed=True)
+        key = self._flight_key(plan.key.exact, ruling) if may_share else None
+        return Followed(self._lead(plan, ruling, finding, source, outcome, key), is_relayed=True)
 
-    def _flight_key(self, exact: bytes) -> Hashable:
-        """A flight that began before a purge is joined by nobody who asks after it."""
-        return exact, self._store.last_purge_seq
+    def _flight_key(self, exact: bytes, ruling: Ruling) -> Hashable:
+        """A flight that began before a purge is joined by nobody who asks after it. Where an answer must be vouched for
+        before others get it, each tenant has flights of his own: what is in the air is proven by nobody.
+        """
+        return exact, self._store.last_purge_seq, ruling.asker if ruling.min_uses > 1 else None
 
     def _lead(
         self,
@@ -304,11 +308,12 @@ class Pipeline:
         ruling: Ruling,
         finding: Finding,
         source: Source,
+        outcome: Outcome,
         key: Hashable | None,
         keep: bool = False,
     ) -> Flight[Recording]:
         limit_bytes = answer_limit(plan) if ruling.may_store or key is not None else 0
-        recording = Recording(limit_bytes, plan.ask.stream, plan.tenant.id, plan.ask.echo)
+        recording = Recording(limit_bytes, plan.ask.stream, plan.tenant.id, plan.ask.echo, outcome.request_id)
         return self.flights.lead(
             key,
             recording,
@@ -362,7 +367,8 @@ class Pipeline:
         if why_not is None and (not ruling.may_store or _forbids_storing(recording.headers) or reading.answer is None):
             why_not = Unstorable.REFUSED
         if why_not is None:
-            why_not = await self._store_answer(plan, ruling, vector, reading, since_seq)
+            assert reading.answer is not None
+            why_not = await self._store_answer(plan, ruling, vector, recording, reading.answer, since_seq)
         recording.unstorable = why_not
         if why_not is None:
             self._learned.pop(plan.key.exact, None)
@@ -374,23 +380,28 @@ class Pipeline:
         return False
 
     async def _store_answer(
-        self, plan: Plan, ruling: Ruling, vector: Vector | None, reading: Reading, since_seq: int
+        self, plan: Plan, ruling: Ruling, vector: Vector | None, recording: Recording, answer: Answer, since_seq: int
     ) -> Unstorable | None:
-        assert reading.answer is not None
+        wanted = len(plan.items) or 1
+        granted = self._inserts.take(plan.tenant.id, wanted, plan.route.cache.inserts_per_minute)
+        if not granted:
+            return Unstorable.INSERT_LIMIT
         if vector is None and ruling.exact_only is None and plan.key.partition is not None:
             vector = await self._embed(plan.ask)
         try:
             if plan.items:
                 assert isinstance(plan.dialect, BatchDialect)
-                answers = plan.dialect.take_apart(reading.answer, [item.ask for item in plan.items])
+                answers = plan.dialect.take_apart(answer, [item.ask for item in plan.items])
                 entries = [
-                    self._entry(plan, ruling, item.ask, item.key, answer, None)
-                    for item, answer in zip(plan.items, answers, strict=True)
+                    self._entry(plan, ruling, recording, item.ask, item.key, answer, None)
+                    for item, answer in zip(plan.items[:granted], answers, strict=False)
                 ]
             else:
-                entries = [self._entry(plan, ruling, plan.ask, plan.key, reading.answer, vector)]
+                entries = [self._entry(plan, ruling, recording, plan.ask, plan.key, answer, vector)]
         except CacheFault:
             return Unstorable.MALFORMED
+        if ruling.min_uses > 1:
+            entries = [await self._vouched_for(plan, entry) for entry in entries]
         is_purged = False
         try:
             for start in range(0, len(entries), PUTS_AT_ONCE):
@@ -400,9 +411,27 @@ class Pipeline:
         except CacheFault as fault:  # what is stored already of a batch stays: each item is whole
             self.faults[type(fault).__name__] += 1
             return Unstorable.STORE_FAULT
-        return Unstorable.PURGED if is_purged else None
+        return Unstorable.PURGED if is_purged else Unstorable.INSERT_LIMIT if granted < wanted else None
 
-    def _entry(self, plan: Plan, ruling: Ruling, ask: Ask, key: Key, answer: Answer, vector: Vector | None) -> Entry:
+    async def _vouched_for(self, plan: Plan, entry: Entry) -> Entry:
+        """The entry with the tenants that vouch for its answer: they fetched one that says the same."""
+        try:
+            standing = await self._lookup.standing(entry.key)
+        except CacheFault:  # then nobody else is known to
+            standing = None
+        agrees = standing is not None and _say_the_same(plan.dialect, standing.answer, entry.answer)
+        return replace(entry, vouchers=vouchers_of(entry.writer, standing, agrees))
+
+    def _entry(
+        self,
+        plan: Plan,
+        ruling: Ruling,
+        recording: Recording,
+        ask: Ask,
+        key: Key,
+        answer: Answer,
+        vector: Vector | None,
+    ) -> Entry:
         return Entry(
             id=os.urandom(10).hex(),
             scope=plan.scope,
@@ -416,6 +445,8 @@ class Pipeline:
             grace_s=ruling.grace_s,
             user=ask.user,
             writer=plan.tenant.id,
+            request_id=recording.request_id,
+            backend=recording.backend or "",
         )
 
     async def _embed(self, ask: Ask) -> Vector | None:
@@ -441,6 +472,16 @@ _LASTING = frozenset({Unstorable.FINISH, Unstorable.TOOL_CALLS, Unstorable.TOO_L
 
 def _not_cached() -> ClientError:
     return ClientError("nothing stored answers this, and only-if-cached was asked", status=504, code="not_cached")
+
+
+def _say_the_same(dialect: Dialect, one: Answer, other: Answer) -> bool:
+    """Whether two answers to the same question agree: in every byte, or in all that they say but for blanks."""
+    if one.parts == other.parts:
+        return True
+    if not isinstance(dialect, SpokenDialect):
+        return False
+    said, said_too = dialect.spoken(one), dialect.spoken(other)
+    return said is not None and said_too is not None and said.split() == said_too.split()
 
 
 def _forbids_storing(headers: Mapping[str, str]) -> bool:

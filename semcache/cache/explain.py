@@ -46,6 +46,9 @@ class Stored:
     age_s: float
     ttl_left_s: float  # negative: past it
     writer: str  # the tenant whose request brought it
+    request: str  # that request's id; empty: not known
+    backend: str  # that answered it; empty: not known
+    vouchers: tuple[str, ...]  # tenants that fetched the same, where cache.min_uses asks for some
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +186,17 @@ class Explainer:
         left_s, age_s, too_old = judge_age(entry, ruling, self._clock())
         freshness = "too old" if too_old else "stale" if left_s <= 0 else "fresh"
         question = None if entry.question is None else without_secrets(entry.question)
-        return Stored(entry.id, question, freshness, round(age_s, 3), round(left_s, 3), entry.writer)
+        return Stored(
+            entry.id,
+            question,
+            freshness,
+            round(age_s, 3),
+            round(left_s, 3),
+            entry.writer,
+            entry.request_id,
+            entry.backend,
+            entry.vouchers,
+        )
 
 
 def hear_guards(asked: str, stored: str, guards: Sequence[str]) -> tuple[GuardWord, ...]:

@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import NamedTuple, Protocol, TypeVar
 
 from semcache.cache.policy import Ruling
+from semcache.cache.provenance import may_be_given
 from semcache.cache.quarantine import Quarantine
 from semcache.cache.verify import find_objection, is_near_enough
 from semcache.errors import TooLong
@@ -153,17 +154,30 @@ class Lookup:
     def find_objection(
         self, question: str, key: Key, candidate: Candidate, entry: Entry, ruling: Ruling
     ) -> Reason | None:
-        """Why a candidate that is near enough must not answer: callers called it wrong, or a guard has a veto."""
+        """Why a candidate that is near enough must not answer: callers called it wrong, a guard has a veto, or it is
+        another tenant's and too few vouch for it.
+        """
         is_equal = entry.key.exact == key.exact
         if not is_equal and self._quarantine.refuses(entry.key.exact, key.exact, candidate.similarity):
             return Reason.FEEDBACK
-        return find_objection(question, entry, ruling)
+        if objection := find_objection(question, entry, ruling):
+            return objection
+        return None if ruling.min_uses == 1 or may_be_given(entry, ruling) else Reason.UNPROVEN
+
+    async def standing(self, key: Key) -> Entry | None:
+        """The entry that has this exact key now, whatever its age and whoever asks. Raises CacheFault."""
+        seq = self._index.find_exact(key.exact)
+        return None if seq is None else await self._read(seq)
 
     async def _read(self, seq: int) -> Entry | None:
         return self._entries.get(seq) or await self._entries.read(seq)
 
     def _match(self, entry: Entry, tier: Tier, similarity: float, ruling: Ruling) -> Match | Reason:
-        """The match, or why the entry is too old: for the operator (ttl, grace) or this caller (max-age, max-stale)."""
+        """The match; or why there is none: the entry is another's, and unproven, or it is too old for the operator
+        (ttl, grace) or this caller (max-age, max-stale).
+        """
+        if ruling.min_uses > 1 and not may_be_given(entry, ruling):
+            return Reason.UNPROVEN
         left_s, age_s, too_old = judge_age(entry, ruling, self._clock())
         if too_old is not None:
             return too_old
@@ -190,5 +204,5 @@ def judge_age(entry: Entry, ruling: Ruling, now: float) -> Freshness:
 
 
 def _first(exact: Reason | None, later: Reason) -> Reason:
-    """The exact tier's word counts when it found something that was only too old."""
-    return exact if exact in (Reason.MAX_AGE, Reason.EXPIRED) else later
+    """The exact tier's word counts when it found something that was only too old, or not this caller's to have."""
+    return exact if exact in (Reason.MAX_AGE, Reason.EXPIRED, Reason.UNPROVEN) else later

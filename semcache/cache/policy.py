@@ -58,6 +58,10 @@ class Ruling:
     # The least cosine of the turns before the question, where they need not be equal; None: they are.
     context_threshold: float | None = None
 
+    @property
+    def compares_turns(self) -> bool:
+        return self.context_threshold is not None
+
 
 NOTHING_ASKED = Directives()
 
@@ -83,6 +87,7 @@ def rule(ask: Ask, cache: Cache, match: Match) -> Ruling:
         grace_s=min(cache.grace, longest_s),
         max_age_s=None,
         max_stale_s=None,
+        context_threshold=match.context_threshold if match.context == "similar" and ask.turns else None,
     )
 
 
@@ -92,7 +97,6 @@ def tighten(ruling: Ruling, asked: Directives) -> Ruling:
 
 
 @lru_cache(maxsize=1024)
-        context_threshold=match.context_threshold if match.context == "similar" and ask.turns else None,
 def _tighten(ruling: Ruling, asked: Directives) -> Ruling:
     fresh_only = asked.no_cache or asked.no_store
     skip = ruling.skip_lookup or (Reason.NO_STORE if asked.no_store else Reason.NO_CACHE if asked.no_cache else None)

@@ -21,15 +21,22 @@ class Recording:
     """One upstream reply. The fetch calls begin, extend, finish or fail; followers await and iterate."""
 
     def __init__(
-        self, limit_bytes: int, is_stream: bool, tenant: str = "", echo: tuple[tuple[str, bytes], ...] = ()
+        self,
+        limit_bytes: int,
+        is_stream: bool,
+        tenant: str = "",
+        echo: tuple[tuple[str, bytes], ...] = (),
+        request_id: str = "",
     ) -> None:
         """`limit_bytes` are kept for those who join later, 0 when nobody may. `is_stream`: what was asked for.
 
-        `tenant`: whose request it answers. `echo`: what the answer repeats of that request; see `Ask.echo`.
+        `tenant`: whose request it answers, and `request_id` which. `echo`: what the answer repeats of that request; see
+        `Ask.echo`.
         """
         self.is_stream = is_stream
         self.tenant = tenant
         self.echo = echo
+        self.request_id = request_id
         self._loop = asyncio.get_running_loop()
         self.status = 0
         self.headers: Mapping[str, str] = {}
