@@ -24,7 +24,10 @@ ENVIRONMENT = {"SEMCACHE_ADMIN_TOKEN": "t", "SHOP_KEY": "k1", "WEB_KEY": "k2", "
 
 def reference_with_examples() -> str:
     """The file with its examples switched on; an example replaces the empty default above it."""
-    return EXAMPLE.sub("", REFERENCE.read_text().replace("\ntenants: []", "\n#").replace("\n  tls: null", "\n  #"))
+    text = REFERENCE.read_text().replace("\ntenants: []", "\n#")
+    for name in ("tls", "answers_judge"):
+        text = text.replace(f"\n  {name}: null", "\n  #")
+    return EXAMPLE.sub("", text)
 
 
 def read(text: str) -> Any:
@@ -39,6 +42,7 @@ PLACES: dict[str, tuple[type[BaseModel], tuple[str | int, ...]]] = {
     "cache": (config.Cache, ("cache",)),
     "embedder": (config.Embedder, ("embedder",)),
     "match": (config.Match, ("match",)),
+    "answers_judge": (config.AnswersJudge, ("match", "answers_judge")),
     "pool": (config.Pool, ("pools", "openai")),
     "backend": (config.Backend, ("pools", "openai", "backends", 0)),
     "route": (config.Route, ("routes", 0)),
