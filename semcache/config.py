@@ -168,15 +168,6 @@ class Embedder(_Section):
         return self
 
 
-class AnswersJudge(_Section):
-    """A model that says whether two answers say the same, where texts and vectors leave a doubt."""
-
-    pool: str = Field(min_length=1)  # it is asked with the keys of this pool's backends, never with a caller's
-    model: str = Field(min_length=1)
-    deadline: Seconds = 30.0  # nobody waits for it but the next comparison
-    per_hour: int = Field(default=100, ge=1)  # in each worker; past it a doubt stays one
-
-
 class Match(_Section):
     mode: Literal["serve", "shadow", "off"] = "serve"  # shadow: look up, forward all the same, compare
     threshold: float = Field(default=0.90, ge=0, le=1)  # cosine; see docs for the error rates of each value
@@ -186,31 +177,18 @@ class Match(_Section):
     neighbours: int = Field(
         default=4, ge=1, le=64
     )  # candidates looked at: the second may pass where a guard vetoed the first
-    # Questions about now. exact: only the exact tier, and cache.time_bound_ttl; serve: as any other.
-    time_bound: Literal["exact", "serve"] = "exact"
-    max_temperature: float = Field(default=1.0, ge=0)  # above it a request wants variety: exact tier only
-    # Hold fresh answers against stored ones that were near. auto: in mode shadow, and for max_error; comparing costs
-    # some milliseconds of the embedder, after the answer has left.
-    learn: Literal["auto", "always", "off"] = "auto"
-    # Cosines of two answers: from the first on they say the same, below the second they do not, between is doubt.
-    answers_alike: float = Field(default=0.85, ge=0, le=1)
-    answers_differ: float = Field(default=0.60, ge=0, le=1)
-    answers_judge: AnswersJudge | None = None  # none: of a doubt nothing is learned
-
-    @model_validator(mode="after")
-    def _cuts_are_in_order(self) -> Match:
-        if self.answers_differ > self.answers_alike:
-            raise ValueError("answers_differ is above answers_alike: two answers cannot differ and be alike")
-        return self
-
-
-class Backend(_Section):
     # How the turns before the question count. equal: as everything else. similar: near is enough, by a vector of their
     # own, and without a guard's objection. N (written `last: N`): the last N are equal, older ones do not count.
     context: Annotated[Literal["equal", "similar"] | int, BeforeValidator(_context)] = "equal"
     # Of `similar`: the least cosine of the turns. Above the question's, for what was said before is longer, and so
     # differs by more before its vector does.
     context_threshold: float = Field(default=0.95, ge=0, le=1)
+    # Questions about now. exact: only the exact tier, and cache.time_bound_ttl; serve: as any other.
+    time_bound: Literal["exact", "serve"] = "exact"
+    max_temperature: float = Field(default=1.0, ge=0)  # above it a request wants variety: exact tier only
+
+
+class Backend(_Section):
     url: str
     api_key: SecretStr = SecretStr("")  # empty: the caller's own key is passed through
     weight: float = Field(default=1, gt=0)
@@ -331,10 +309,6 @@ class Config(_Section):
                     raise ValueError(
                         f'routes[{number}].pools: "{name}" is not a pool; there are {", ".join(self.pools)}'
                     )
-            judge = route.match.answers_judge
-            if judge is not None and judge.pool not in self.pools:
-                known = ", ".join(self.pools)
-                raise ValueError(f'routes[{number}].match.answers_judge: no pool "{judge.pool}"; there are {known}')
         return self
 
     @model_validator(mode="after")

@@ -122,6 +122,7 @@ def _exact_only(ask: Ask, match: Match) -> Reason | None:
     2. Tools: a near question may need another call.
     3. Images, audio, files: equal words about another picture.
     4. Several choices, or more temperature than the operator lets the cache hide: variety was asked for.
+    5. Words that mean nothing without turns which are not there, or need not be equal.
     """
     traits = ask.traits
     if traits.has_tool_results or (ask.question is not None and is_agent_step(ask.question, ask.turns)):
@@ -131,10 +132,11 @@ def _exact_only(ask: Ask, match: Match) -> Reason | None:
     if traits.has_media:
         return Reason.MEDIA
     if traits.choices > 1 or (traits.temperature or 0.0) > match.max_temperature:
-    5. Words that mean nothing without turns which are not there, or need not be equal.
         return Reason.SAMPLING
     if ask.question is None or not ask.question.strip():
         return Reason.EXACT_ONLY
+    if loses_its_meaning(ask, match):
+        return Reason.FOLLOW_UP
     return None
 
 
@@ -144,8 +146,6 @@ def read_directives(cache_control: str | None, semcache_control: str | None) -> 
     field are a ClientError (400), since a caller who wrote it relies on it."""
     if cache_control is None and semcache_control is None:
         return NOTHING_ASKED
-    if loses_its_meaning(ask, match):
-        return Reason.FOLLOW_UP
     standard = _read_cache_control(cache_control or "")
     return replace(standard, **_read_semcache_control(semcache_control or ""))
 
