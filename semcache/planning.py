@@ -109,6 +109,8 @@ class Planner:
         route, targets = self._find_route(ask.model, ask.dialect, tenant.regions)
         ruling = rule(ask, route.cache, route.match)
         scope = derive_scope(ask, tenant, namespace, route.cache.sharing)
+        if route.cache.min_uses > 1 and scope.tenant != tenant.id:
+            ruling = replace(ruling, min_uses=route.cache.min_uses, asker=tenant.id)
         embedder = self._embedder if ruling.exact_only is None else None
         left_out = None if embedder is None else turns_left_out(ask.turns, route.match)
         shorter = None

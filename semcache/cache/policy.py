@@ -57,6 +57,9 @@ class Ruling:
     max_stale_s: float | None  # None: the whole grace
     # The least cosine of the turns before the question, where they need not be equal; None: they are.
     context_threshold: float | None = None
+    # Where answers are shared, and not at once: how many tenants must vouch for one, and who asks. See provenance.py.
+    min_uses: int = 1
+    asker: str = ""
 
     @property
     def compares_turns(self) -> bool:
