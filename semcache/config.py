@@ -129,12 +129,6 @@ class Cache(_Section):
     max_entries: int = Field(default=1_000_000, ge=1)  # each about 3 KB on disk, and 1.3 to 2.3 KB in memory
     max_answer: ByteSize = ByteSize(1024 * 1024)  # longer answers are relayed, not kept
     sharing: Literal["tenant", "namespace", "all"] = "tenant"  # who may get whose answers; tenant: keys never share
-    # Where answers are shared: so many tenants must have fetched the same answer to the same question before others get
-    # it. 1: shared at once, since every tenant is one the operator lists; more: one key alone plants nothing.
-    min_uses: int = Field(default=1, ge=1, le=16)
-    # Of one tenant, in each worker; past it answers are relayed, not kept. None: a key may be a whole service, and only
-    # who runs it knows how much that asks.
-    inserts_per_minute: int | None = Field(default=None, ge=1)
     replay: Literal["instant", "recorded"] | Annotated[float, Field(gt=0)] = "instant"  # number: tokens per second
     identity: Literal["fresh", "original"] = "fresh"  # a hit's id and created: clients may treat ids as unique
     usage: Literal["original", "zero"] = "original"  # a hit's token counts: clients meter by them; zero: what it cost
@@ -174,6 +168,15 @@ class Embedder(_Section):
         return self
 
 
+class AnswersJudge(_Section):
+    """A model that says whether two answers say the same, where texts and vectors leave a doubt."""
+
+    pool: str = Field(min_length=1)  # it is asked with the keys of this pool's backends, never with a caller's
+    model: str = Field(min_length=1)
+    deadline: Seconds = 30.0  # nobody waits for it but the next comparison
+    per_hour: int = Field(default=100, ge=1)  # in each worker; past it a doubt stays one
+
+
 class Match(_Section):
     mode: Literal["serve", "shadow", "off"] = "serve"  # shadow: look up, forward all the same, compare
     threshold: float = Field(default=0.90, ge=0, le=1)  # cosine; see docs for the error rates of each value
@@ -192,6 +195,19 @@ class Match(_Section):
     # Questions about now. exact: only the exact tier, and cache.time_bound_ttl; serve: as any other.
     time_bound: Literal["exact", "serve"] = "exact"
     max_temperature: float = Field(default=1.0, ge=0)  # above it a request wants variety: exact tier only
+    # Hold fresh answers against stored ones that were near. auto: in mode shadow, and for max_error; comparing costs
+    # some milliseconds of the embedder, after the answer has left.
+    learn: Literal["auto", "always", "off"] = "auto"
+    # Cosines of two answers: from the first on they say the same, below the second they do not, between is doubt.
+    answers_alike: float = Field(default=0.85, ge=0, le=1)
+    answers_differ: float = Field(default=0.60, ge=0, le=1)
+    answers_judge: AnswersJudge | None = None  # none: of a doubt nothing is learned
+
+    @model_validator(mode="after")
+    def _cuts_are_in_order(self) -> Match:
+        if self.answers_differ > self.answers_alike:
+            raise ValueError("answers_differ is above answers_alike: two answers cannot differ and be alike")
+        return self
 
 
 class Backend(_Section):
@@ -315,6 +331,10 @@ class Config(_Section):
                     raise ValueError(
                         f'routes[{number}].pools: "{name}" is not a pool; there are {", ".join(self.pools)}'
                     )
+            judge = route.match.answers_judge
+            if judge is not None and judge.pool not in self.pools:
+                known = ", ".join(self.pools)
+                raise ValueError(f'routes[{number}].match.answers_judge: no pool "{judge.pool}"; there are {known}')
         return self
 
     @model_validator(mode="after")
