@@ -129,6 +129,12 @@ class Cache(_Section):
     max_entries: int = Field(default=1_000_000, ge=1)  # each about 3 KB on disk, and 1.3 to 2.3 KB in memory
     max_answer: ByteSize = ByteSize(1024 * 1024)  # longer answers are relayed, not kept
     sharing: Literal["tenant", "namespace", "all"] = "tenant"  # who may get whose answers; tenant: keys never share
+    # Where answers are shared: so many tenants must have fetched the same answer to the same question before others get
+    # it. 1: shared at once, since every tenant is one the operator lists; more: one key alone plants nothing.
+    min_uses: int = Field(default=1, ge=1, le=16)
+    # Of one tenant, in each worker; past it answers are relayed, not kept. None: a key may be a whole service, and only
+    # who runs it knows how much that asks.
+    inserts_per_minute: int | None = Field(default=None, ge=1)
     replay: Literal["instant", "recorded"] | Annotated[float, Field(gt=0)] = "instant"  # number: tokens per second
     identity: Literal["fresh", "original"] = "fresh"  # a hit's id and created: clients may treat ids as unique
     usage: Literal["original", "zero"] = "original"  # a hit's token counts: clients meter by them; zero: what it cost
