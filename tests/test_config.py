@@ -136,9 +136,9 @@ def test_a_missing_file_is_a_clear_error(tmp_path) -> None:  # type: ignore[no-u
 
 def test_a_judge_of_answers_needs_a_pool_that_is_there() -> None:
     with pytest.raises(ConfigError, match=r'routes\[0\]\.match\.answers_judge: no pool "none"; there are openai'):
-        config.parse("match: {answers_judge: {pool: none, model: m}}", {})
+        parse("match: {answers_judge: {pool: none, model: m}}", {})
 
 
 def test_answers_cannot_differ_and_be_alike() -> None:
     with pytest.raises(ConfigError, match="answers_differ is above answers_alike"):
-        config.parse("match: {answers_alike: 0.5}", {})
+        parse("match: {answers_alike: 0.5}", {})
