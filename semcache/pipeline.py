@@ -21,8 +21,10 @@ from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Protocol
 
-from cachetools import TTLCache
+from cachetools import LRUCache, TTLCache
 
+from semcache.cache.agent_loop import digest_of, said_last
+from semcache.cache.conversation import NO_PAST, Past, read_past
 from semcache.cache.flight import Flight, Flights
 from semcache.cache.lookup import Embedder, Lookup
 from semcache.cache.policy import Directives, Ruling, tighten
@@ -52,6 +54,7 @@ log = logging.getLogger(__name__)
 
 LEARNED_S = 60.0  # how long a request whose answer could not be kept runs without waiting for others
 PUTS_AT_ONCE = 256  # of one batch: two of the largest, put at once, would fill the store's queue and lose their rest
+SAID = 4096  # answers of which it is remembered what they say, at 200 bytes each
 JSON_ACK_S = 0.05  # a JSON answer waits this long for the store's word, to say `stored`; then it leaves without
 
 
@@ -121,6 +124,7 @@ class Pipeline:
         self._store = store
         self._clock = clock
         self._inserts = InsertLimits(clock)
+        self._said: LRUCache[str, bytes | None] = LRUCache(SAID)  # entry's id -> digest of its answer's text
         self.flights: Flights[Recording] = Flights()
         self._learned: TTLCache[bytes, Unstorable] = TTLCache(10_000, LEARNED_S, timer=monotonic)
         self.stored = 0
@@ -139,11 +143,11 @@ class Pipeline:
             return await self._respond_to_batch(plan, ruling, source, outcome)
         match = self._lookup.find_in_memory(plan.key, ruling) if ruling.skip_lookup is None else None
         if match is not None and ruling.may_serve:  # nine of ten hits, and nothing was waited for
-            return self._serve(plan, ruling, match, source, outcome)
+            return self._answer_with(plan, ruling, match, source, outcome)
         finding = await self._look_up(plan, ruling, outcome)
         match = finding.match
         if match is not None and ruling.may_serve:
-            return self._serve(plan, ruling, match, source, outcome)
+            return self._answer_with(plan, ruling, match, source, outcome)
         outcome.reason = finding.reason if match is None else Reason.EXPLORING
         outcome.similarity = finding.best_similarity if match is None else match.similarity
         if ruling.only_if_cached:
@@ -223,6 +227,29 @@ class Pipeline:
             return nothing, Reason.CACHE_FAULT
         reasons = [finding.reason for finding in findings if finding.match is None]
         return [finding.match for finding in findings], reasons[0] if reasons else None
+
+    def turns_in_a_circle(self, plan: Plan, match: Match) -> bool:
+        """Whether the stored answer is what the assistant said last in this conversation: it asks again because that
+        did not help, as a stuck agent does. What an entry says is read once, on the event loop, as for playing it.
+        """
+        last = said_last(plan.ask.turns)
+        if not last:
+            return False
+        entry = match.entry
+        if entry.id not in self._said:
+            said = plan.dialect.spoken(entry.answer) if isinstance(plan.dialect, SpokenDialect) else None
+            self._said[entry.id] = None if said is None else digest_of(said)
+        return self._said[entry.id] == digest_of(last)
+
+    def _answer_with(self, plan: Plan, ruling: Ruling, match: Match, source: Source, outcome: Outcome) -> Reply:
+        """Serve what was found, unless it would keep an agent turning in a circle: then a fresh answer is fetched."""
+        if plan.ask.turns and not ruling.only_if_cached and self.turns_in_a_circle(plan, match):
+            outcome.reason = Reason.LOOP
+            outcome.similarity = match.similarity
+            return self._forward(
+                plan, replace(ruling, skip_lookup=Reason.LOOP), Finding(None, Reason.LOOP), source, outcome
+            )
+        return self._serve(plan, ruling, match, source, outcome)
 
     def _serve(self, plan: Plan, ruling: Ruling, match: Match, source: Source, outcome: Outcome) -> Played:
         """A HIT, or a STALE one with a refresh under way."""
@@ -388,16 +415,22 @@ class Pipeline:
             return Unstorable.INSERT_LIMIT
         if vector is None and ruling.exact_only is None and plan.key.partition is not None:
             vector = await self._embed(plan.ask)
+        past = NO_PAST
+        if vector is not None and ruling.compares_turns:
+            try:
+                past = await read_past(plan.ask, ruling, self._embedder)
+            except (TooLong, CacheFault):
+                vector = None  # who cannot be told from others by the turns before is for equal requests only
         try:
             if plan.items:
                 assert isinstance(plan.dialect, BatchDialect)
                 answers = plan.dialect.take_apart(answer, [item.ask for item in plan.items])
                 entries = [
-                    self._entry(plan, ruling, recording, item.ask, item.key, answer, None)
+                    self._entry(plan, ruling, recording, item.ask, item.key, answer, None, NO_PAST)
                     for item, answer in zip(plan.items[:granted], answers, strict=False)
                 ]
             else:
-                entries = [self._entry(plan, ruling, recording, plan.ask, plan.key, answer, vector)]
+                entries = [self._entry(plan, ruling, recording, plan.ask, plan.key, answer, vector, past)]
         except CacheFault:
             return Unstorable.MALFORMED
         if ruling.min_uses > 1:
@@ -431,6 +464,7 @@ class Pipeline:
         key: Key,
         answer: Answer,
         vector: Vector | None,
+        past: Past,
     ) -> Entry:
         return Entry(
             id=os.urandom(10).hex(),
@@ -447,6 +481,8 @@ class Pipeline:
             writer=plan.tenant.id,
             request_id=recording.request_id,
             backend=recording.backend or "",
+            turns=past.texts,
+            turns_vector=past.vector,
         )
 
     async def _embed(self, ask: Ask) -> Vector | None:

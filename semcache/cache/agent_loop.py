@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from hashlib import blake2b
 
 from semcache.types import Turn
 
@@ -54,10 +55,9 @@ def said_last(turns: Sequence[Turn]) -> str | None:
     return next((turn.text for turn in reversed(turns) if turn.role == "assistant"), None)
 
 
-def would_turn_in_a_circle(turns: Sequence[Turn], answer: str | None) -> bool:
-    """Whether the assistant would say once more what it said last. `answer`: the text of the stored one."""
-    last = said_last(turns)
-    return bool(last and answer) and last.split() == answer.split()  # type: ignore[union-attr]
+def digest_of(said: str) -> bytes:
+    """Equal for texts that differ in white space only."""
+    return blake2b(" ".join(said.split()).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _ends_of(text: str) -> str:

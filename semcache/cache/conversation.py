@@ -13,12 +13,33 @@ The exact tier is as everywhere: a request that is equal in all of its turns.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 from semcache.cache.follow_up import means_nothing_alone
 from semcache.cache.guards import find_veto
 from semcache.config import Match
-from semcache.types import Ask, Reason, Turn, Vector
+from semcache.types import Ask, Entry, Reason, Turn, Vector
+
+T = TypeVar("T")
+
+
+class Embedder(Protocol):
+    async def embed(self, text: str, then: Callable[[Vector], T]) -> T: ...
+
+
+class Ruling(Protocol):
+    """Of what is allowed for a request, what concerns its turns; see policy.py."""
+
+    @property
+    def context_threshold(self) -> float | None: ...
+
+    @property
+    def compares_turns(self) -> bool: ...
+
+    @property
+    def guards(self) -> tuple[str, ...]: ...
+
 
 COMPARED_TURNS = 8
 COMPARED_CHARS = 1000  # about 250 tokens, a half of the shipped model's window, and 30 ms of its time on one core
@@ -51,47 +72,49 @@ def turns_left_out(turns: Sequence[Turn], match: Match) -> slice | None:
     return slice(len(turns) - count, len(turns)) if count else None
 
 
-def compared(turns: Sequence[Turn]) -> tuple[str, ...]:
-    """The texts of the turns that may be near instead of equal: the newest, oldest first."""
-    texts: list[str] = []
+def compared(turns: Sequence[Turn]) -> tuple[Turn, ...]:
+    """The turns that may be near instead of equal: the newest, oldest first."""
     room = COMPARED_CHARS
+    count = 0
     for turn in reversed(turns[-COMPARED_TURNS:]):
         if turn.text is None or len(turn.text) > room:
             break
-        texts.append(turn.text)
         room -= len(turn.text)
-    return tuple(reversed(texts))
+        count += 1
+    return tuple(turns[len(turns) - count :])
 
 
-def as_one_text(turns: Sequence[Turn]) -> str:
-    """What is embedded for the turns that `compared` gives."""
-    count = len(compared(turns))
-    return "\n".join(f"{turn.role}: {turn.text}" for turn in turns[len(turns) - count :])
+class Past(NamedTuple):
+    """What was said before a question, as far as it is compared."""
+
+    texts: tuple[str, ...] = ()
+    vector: Vector | None = None  # of all of them as one text
 
 
-def find_context_objection(
-    asked: Sequence[str],
-    asked_vector: Vector | None,
-    stored: Sequence[str],
-    stored_vector: Vector | None,
-    threshold: float,
-    guards: Iterable[str],
-) -> Reason | None:
-    """Why an answer given after the turns `stored` must not be given after the turns `asked`; None when it may.
+NO_PAST = Past()
 
-    Of each: the texts of the turns that are compared, and the vector of all of them as one text.
-    """
-    if not asked and not stored:
+
+async def read_past(ask: Ask, ruling: Ruling, embedder: Embedder) -> Past:
+    """Raises TooLong where the turns are longer than the embedder reads, and what an embedder raises."""
+    turns = compared(ask.turns) if ruling.compares_turns else ()
+    if not turns:
+        return NO_PAST
+    text = "\n".join(f"{turn.role}: {turn.text}" for turn in turns)
+    return Past(tuple(turn.text or "" for turn in turns), await embedder.embed(text, lambda vector: vector))
+
+
+def find_context_objection(past: Past, entry: Entry, ruling: Ruling) -> Reason | None:
+    """Why an answer must not be given after these turns, that was given after those of `entry`; None when it may."""
+    if not ruling.compares_turns or (past.texts == entry.turns and past.vector is None):
         return None
-    if len(asked) != len(stored) or asked_vector is None or stored_vector is None:
+    if len(past.texts) != len(entry.turns) or past_similarity(past, entry) < (ruling.context_threshold or 0.0):
         return Reason.CONTEXT
-    if similarity(asked_vector, stored_vector) < threshold:
-        return Reason.CONTEXT
-    if any(find_veto(ours, theirs, guards) for ours, theirs in zip(asked, stored, strict=True) if ours != theirs):
-        return Reason.CONTEXT
-    return None
+    pairs = zip(past.texts, entry.turns, strict=True)
+    vetoed = any(ours != theirs and find_veto(ours, theirs, ruling.guards) for ours, theirs in pairs)
+    return Reason.CONTEXT if vetoed else None
 
 
-def similarity(one: Vector, other: Vector) -> float:
-    """Their cosine; below any threshold where they cannot be compared."""
-    return float(one @ other) if one.shape == other.shape else -1.0
+def past_similarity(past: Past, entry: Entry) -> float:
+    """The cosine of the turns; below any threshold where they cannot be compared."""
+    one, other = past.vector, entry.turns_vector
+    return float(one @ other) if one is not None and other is not None and one.shape == other.shape else -1.0
