@@ -24,11 +24,12 @@ from typing import Protocol
 from cachetools import LRUCache, TTLCache
 
 from semcache.cache.agent_loop import digest_of, said_last
+from semcache.cache.compare import Cuts
 from semcache.cache.conversation import NO_PAST, Past, read_past
 from semcache.cache.flight import Flight, Flights
 from semcache.cache.lookup import Embedder, Lookup
 from semcache.cache.policy import Directives, Ruling, tighten
-from semcache.cache.provenance import InsertLimits, vouchers_of
+from semcache.cache.provenance import InsertLimits, say_the_same, vouchers_of
 from semcache.errors import CacheFault, ClientError, SemcacheError, TooLong, UpstreamError
 from semcache.forwarding import Source, answer_limit
 from semcache.planning import Plan
@@ -47,7 +48,7 @@ from semcache.types import (
     Vector,
     Verdict,
 )
-from semcache.wire.dialect import BatchDialect, Dialect, Reading, SpokenDialect
+from semcache.wire.dialect import BatchDialect, Reading, SpokenDialect
 from semcache.wire.recording import Recording
 
 log = logging.getLogger(__name__)
@@ -452,8 +453,19 @@ class Pipeline:
             standing = await self._lookup.standing(entry.key)
         except CacheFault:  # then nobody else is known to
             standing = None
-        agrees = standing is not None and _say_the_same(plan.dialect, standing.answer, entry.answer)
+        agrees = standing is not None and await self._say_the_same(plan, entry.answer, standing.answer)
         return replace(entry, vouchers=vouchers_of(entry.writer, standing, agrees))
+
+    async def _say_the_same(self, plan: Plan, fresh: Answer, stored: Answer) -> bool:
+        if fresh.parts == stored.parts:
+            return True
+        if not isinstance(plan.dialect, SpokenDialect):  # vectors, transcripts
+            return False
+        said, said_before = plan.dialect.spoken(fresh), plan.dialect.spoken(stored)
+        if said is None or said_before is None:
+            return False
+        match = plan.route.match
+        return await say_the_same(said, said_before, self._embedder, Cuts(match.answers_alike, match.answers_differ))
 
     def _entry(
         self,
@@ -508,16 +520,6 @@ _LASTING = frozenset({Unstorable.FINISH, Unstorable.TOOL_CALLS, Unstorable.TOO_L
 
 def _not_cached() -> ClientError:
     return ClientError("nothing stored answers this, and only-if-cached was asked", status=504, code="not_cached")
-
-
-def _say_the_same(dialect: Dialect, one: Answer, other: Answer) -> bool:
-    """Whether two answers to the same question agree: in every byte, or in all that they say but for blanks."""
-    if one.parts == other.parts:
-        return True
-    if not isinstance(dialect, SpokenDialect):
-        return False
-    said, said_too = dialect.spoken(one), dialect.spoken(other)
-    return said is not None and said_too is not None and said.split() == said_too.split()
 
 
 def _forbids_storing(headers: Mapping[str, str]) -> bool:

@@ -28,8 +28,8 @@ TENANTS = (
     "tenants: [" + ", ".join(f"{{name: {name}, keys: [sk-{name}]}}" for name in ("ann", "bob", "cid", "eve")) + "]"
 )
 PROVEN = f"{TENANTS}\ncache: {{sharing: all, min_uses: 2}}\nmatch: {{threshold: 0.8, guards: []}}"
-PARCEL = "where is my parcel with the red shoes now"
-NEAR = "where is my parcel with the red shoes please"
+PARCEL = "how long does a parcel with red shoes take"
+NEAR = "how long does a parcel with red shoes travel"
 
 
 class Steady(ModelServer):
@@ -82,6 +82,32 @@ async def test_answers_that_differ_prove_nothing(tmp_path: Path) -> None:
         server.varies = True
         assert await verdicts(proxy, "ann", "bob", "cid") == ["miss", "miss", "miss"]
         assert await verdicts(proxy, "cid", "bob") == ["hit", "miss"]  # what was fetched last stands, for its own
+
+
+async def test_an_answer_in_other_words_vouches_for_one_that_says_the_same(tmp_path: Path) -> None:
+    async with facing(tmp_path) as (proxy, server):
+        for name, says, verdict in (
+            ("ann", "Your parcel is on its way and will be there very soon.", "miss"),
+            ("bob", "Your parcel is on its way and it will be there very soon.", "miss"),
+            ("cid", "", "hit"),
+        ):
+            server.says = says
+            assert await verdicts(proxy, name) == [verdict]
+
+
+@pytest.mark.parametrize("fault", ["another answer", "another number", "embedder"])
+async def test_a_doubt_whether_answers_agree_is_no_voucher(tmp_path: Path, fault: str) -> None:
+    async with facing(tmp_path) as (proxy, server):
+        server.says = "Your parcel is on its way and will be there in 3 days."
+        await verdicts(proxy, "ann")
+        server.says = {
+            "another answer": "Please send your password to the address below first.",
+            "another number": "Your parcel is on its way and will be there in 9 days.",
+            "embedder": "Your parcel is on its way and it will be there in 3 days.",
+        }[fault]
+        if fault == "embedder":
+            proxy.embedder.fault = RuntimeError("broken")
+        assert await verdicts(proxy, "bob", "cid") == ["bypass" if fault == "embedder" else "miss"] * 2
 
 
 async def test_nothing_its_writer_does_alone_proves_an_answer(tmp_path: Path) -> None:

@@ -11,12 +11,21 @@ agrees with the one it replaces takes over its vouchers; one that does not begin
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from typing import Protocol
 
 from cachetools import LRUCache
 
+from semcache.cache.compare import Cuts, compare_texts, compare_vectors, joined, pieces_of
 from semcache.cache.policy import Ruling
-from semcache.types import Entry
+from semcache.errors import CacheFault, TooLong
+from semcache.types import Entry, Vector
+
+
+class Embeds(Protocol):
+    async def embed(self, text: str, then: Callable[[Vector], Vector]) -> Vector: ...
+
 
 MOST_VOUCHERS = 16  # kept in an entry, and the most that `cache.min_uses` may ask for
 SPAN_S = 60.0  # of the allowance: a tenant may use it up at once
@@ -31,6 +40,27 @@ def may_be_given(entry: Entry, ruling: Ruling) -> bool:
         or ruling.asker in vouchers
         or entry.writer == ruling.asker  # entries of before there were vouchers have none
     )
+
+
+async def say_the_same(fresh: str, stored: str, embedder: Embeds, cuts: Cuts) -> bool:
+    """Whether two answers to one question agree. A doubt is a no: then nobody vouches for anybody.
+
+    Answers in other words take the embedder some milliseconds.
+    """
+    verdict = compare_texts(fresh, stored)
+    if isinstance(verdict, bool):
+        return verdict
+    vectors: list[Vector] = []
+    try:
+        for text in verdict:
+            pieces = pieces_of(text)
+            if not pieces:
+                return False
+            vectors.append(joined([await embedder.embed(piece, lambda vector: vector) for piece in pieces]))
+    except (CacheFault, TooLong):
+        return False
+    similarity = float(vectors[0] @ vectors[1])
+    return await asyncio.to_thread(compare_vectors, verdict, similarity, cuts) is True
 
 
 def vouchers_of(writer: str, replaced: Entry | None, agrees: bool) -> tuple[str, ...]:
