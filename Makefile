@@ -69,10 +69,13 @@ loadtest: $(INSTALLED) model  ## a one-minute load test against `semcache simula
 
 .PHONY: quality
 quality: DATA ?= $(wildcard ../shared/data)
-quality: $(INSTALLED) model  ## what guards veto of wrong and right hits (DATA=folder of labelled pairs and streams)
-	@if [ -z "$(DATA)" ]; then \
-		echo "quality: no labelled data: say make quality DATA=/path/to/folder, which python -m loadtests.quality_pairs -h describes"; \
-	else $(BIN)/python -m loadtests.quality_pairs $(DATA) $(ARGS); fi
+quality: PARTS ?= pairs streams twins
+quality: $(INSTALLED) model  ## how far hits can be trusted: pairs, streams, twins (DATA=labelled text; PARTS=streams ARGS=--quick)
+	@for part in $(PARTS); do \
+		if [ "$$part" = twins ]; then $(BIN)/python -m loadtests.quality_twins $(ARGS); \
+		elif [ -n "$(DATA)" ]; then $(BIN)/python -m loadtests.quality_$$part $(DATA) $(ARGS); \
+		else echo "quality: no labelled data for $$part: say make quality DATA=/path/to/folder," \
+			"which python -m loadtests.quality_$$part -h describes"; fi; done
 
 .PHONY: constraints
 constraints: $(INSTALLED)  ## write the versions in .venv to constraints.txt
