@@ -43,7 +43,7 @@ def _read(text: str) -> bool:
             return True
         said = _without_filler(words)
         if said:
-            return len(words) <= LONGEST_WORDS and _needs_more(said)
+            return len(words) <= LONGEST_WORDS and (_needs_more(said) or _TAKEN.search(" ".join(words)) is not None)
     return not is_polite and _WORD.search(plain) is not None  # nothing but "ok thanks", "great, thank you very much"
 
 
@@ -87,7 +87,8 @@ def _has_loose_pronoun(words: list[str]) -> bool:
                 return False
             return sum(other not in _EMPTY for other in after) <= (2 if word == "it" else 1)
         if word in _POINTING:  # "is that ok", "cancel this", but "cancel this order"
-            return not after or after[0] in _NOT_A_THING or (len(after) == 1 and after[0] in _FITTING)
+            is_asked = place > 0 and words[place - 1] in _BE and len(after) == 1  # "is that included"
+            return not after or is_asked or after[0] in _NOT_A_THING or (len(after) == 1 and after[0] in _FITTING)
         if word not in _EMPTY:
             return False
     return False
@@ -97,7 +98,7 @@ def _set(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_YES = _set("yes yeah yep yup yea yess ja jawohl genau oui ouais sí sim certo да 是 是的 好 好的 はい tak evet")
+_YES = _set("yes yeah yep yup yea yess ja jawohl genau oui ouais sí sì sim certo да 是 是的 好 好的 はい tak evet")
 _GREETING = re.compile(r"(?:(?:hi|hello|hey|well) )?good (?:morning|afternoon|evening|night|day)(?: to you)?")
 _NO = _set("no nope nah nein non não nee нет 不 不是 いいえ nie hayır neither none nothing")
 # "No money on my card" begins with the same word.
@@ -112,7 +113,7 @@ _FILLER = _set(
     "ok okay okey oki k kk alright right well good great perfect nice cool fine awesome excellent wonderful fantastic"
     " super lovely amazing brilliant correct exactly definitely absolutely indeed sure please pls plz thanks thank"
     " thx ty cheers you u very much so oh ah hmm um uh really just then now again sounds that's thats that'll it's"
-    " its is enough all there everything hey appreciated welcome sorry and but"
+    " its is enough all everything hey appreciated welcome sorry and but"
     " danke bitte schön sehr gut gern gerne prima merci beaucoup svp d'accord bien bon gracias por favor vale bueno"
     " muchas grazie mille prego bene va obrigado obrigada tá bom bedankt dank je wel graag goed спасибо хорошо ок"
     " 谢谢 ありがとう dziękuję teşekkürler"
@@ -125,22 +126,22 @@ _PHRASES = re.compile(
     r"|repeat|repeat (?:that|it|yourself)|say (?:that|it) again|tell me more(?: about (?:it|that|this|them))?|more"
     r" (?:details?|info|information|examples?|please|options?)|elaborate|explain(?: more| further| again| that| it)?"
     r"|show me more|shorter|longer|simpler|simplify|rephrase(?: it| that)?|rewrite it|try again|start over|retry"
-    r"|one more|another|another one|an? (?:other|different) one|something else|anything else|what else|who else|where"
-    r" else|nothing else|give me (?:an|another|one more|some more|more) ?(?:examples?|ones?|options?)?|for example|such"
-    r" as|like what|the same|same|same here|me too|maybe|perhaps|possibly|not sure|i don't know|i dont know|idk|i think"
-    r" so|i guess|i guess so|i see|got it|i understand|understood|makes sense|any|both|either|all of them|none of them"
-    r"|whatever|whichever|up to you|you choose|you decide|i agree|agreed|of course|for sure|why not|not yet|not really"
-    r"|not now|later|never mind|nevermind|forget it|stop|cancel that|wait|bye|goodbye|see you|in (?:english|french"
-    r"|german|spanish|italian|portuguese|dutch|chinese|japanese|russian|polish|turkish))"
-    r"|why|how|when|where|who|what|which|whose|whom|how so|how come|since when|until when|for how long|how long|how"
-    r" much|how many|how far|how often|how old|how big|what time|which ones?|what kind|what type|what color|what colour"
-    r"|what day|which day|what date|what size|which size|by when|from when|to whom|with whom|says who|what for|what if"
-    r" not|why is that|what do you mean|what does (?:that|it|this) mean|what is (?:that|it|this)|is that so|is it"
-    r"|are you sure|really|are there (?:any )?(?:others|more|any|other options)|is there (?:any )?more|(?:any|do you"
-    r" have (?:any )?) ?(?:other|more)(?: options?| suggestions?| ideas?| ones?)?|what are (?:my|the) (?:other"
-    r" )?options|i (?:want|need|would like|'d like|will take|'ll take|choose|prefer|like)(?: to have)? (?:it|that"
-    r"|this|them|both|more|another|one|the (?:first|second|third|last|other|same)(?: one)?)|i'd like (?:it|that|this"
-    r"|them|both|more|another|one)|i'll take (?:it|that|this|them|both|one|two|the \w+ one)"
+    r"|one more|another|another one|an? (?:other|different) one|something else|anything else|nothing else"
+    r"|(?:what|who|where) else(?: \S+){0,3}|give me (?:an|another|one more|some more|more) ?(?:examples?|ones?"
+    r"|options?)?|for example|such as|like what|the same|same|same here|me too|maybe|perhaps|possibly|not sure|i"
+    r" don't know|i dont know|idk|i think so|i guess|i guess so|i see|got it|i understand|understood|makes sense|any"
+    r"|both|either|all of them|none of them|whatever|whichever|up to you|you choose|you decide|i agree|agreed|of"
+    r" course|for sure|why not|not yet|not really|not now|later|never mind|nevermind|forget it|stop|cancel that|wait"
+    r"|bye|goodbye|see you|in (?:english|french|german|spanish|italian|portuguese|dutch|chinese|japanese|russian"
+    r"|polish|turkish))|why|how|when|where|who|what|which|whose|whom|how so|how come|since when|until when|for how"
+    r" long|how long|how much|how many|how far|how often|how old|how big|what time|which ones?|what kind|what type"
+    r"|what color|what colour|what day|which day|what date|what size|which size|by when|from when|to whom|with whom"
+    r"|says who|what for|what if not|why is that|what do you mean|what does (?:that|it|this) mean|what is (?:that|it"
+    r"|this)|is that so|is it|are you sure|really|are there (?:any )?(?:others|more|any|other options)|is there"
+    r" (?:any )?more|(?:any|do you have (?:any )?) ?(?:other|more)(?: options?| suggestions?| ideas?| ones?)?|what"
+    r" are (?:my|the) (?:other )?options|i (?:want|need|would like|'d like|will take|'ll take|choose|prefer|like)(?:"
+    r" to have)? (?:it|that|this|them|both|more|another|one|the (?:first|second|third|last|other|same)(?: one)?)|i'd"
+    r" like (?:it|that|this|them|both|more|another|one)|i'll take (?:it|that|this|them|both|one|two|the \w+ one)"
     # German, French, Spanish, Italian, Portuguese, Dutch
     r"|warum|wieso|weshalb|wann|wo|wer|welche[rsnm]?|wie viel|wie lange|weiter|mehr|noch mal|nochmal|noch eins|erzähl"
     r" mehr|genauer|wirklich|auf (?:deutsch|englisch)|pourquoi|comment ça|quand|où|qui|combien|lequel|laquelle|encore"
@@ -196,8 +197,11 @@ _BARE = re.compile(
     r" )?(?:address|price|prices|cost|costs|fare|name|names|rating|phone|phone number|number|location|total|duration"
     r"|size|color|colour|difference|status|reason|deadline|author|director|cast|genre|answer|result|results|departure"
     r" time|venue|rent|fee|fees)$"
-    # What was offered is taken, or not.
-    r"|^(?!what|how|which|who|where|when|why)(?:\S+ ){0,4}(?:sounds?|seems?|looks?|is|will be|would be|works?|are)"
+)
+
+# What was offered is taken, or not: "Tuesday works for me".
+_TAKEN = re.compile(
+    r"^(?!what|how|which|who|where|when|why)(?:\S+ ){0,4}(?:sounds?|seems?|looks?|is|will be|would be|works?|are)"
     r" (?:(?:pretty|very|totally|just|really|all|best) )?(?:good|fine|great|ok|okay|perfect|nice|cool|awesome|lovely"
     r"|for me|well)(?: (?:to|with|for|by) me)?$"
     r"|^i'?m (?:all set|done|good|finished|fine|sure|ready)(?: (?:now|for now|here))?$|^not (?:right )?now$"
