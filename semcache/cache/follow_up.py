@@ -113,7 +113,7 @@ _FILLER = _set(
     "ok okay okey oki k kk alright right well good great perfect nice cool fine awesome excellent wonderful fantastic"
     " super lovely amazing brilliant correct exactly definitely absolutely indeed sure please pls plz thanks thank"
     " thx ty cheers you u very much so oh ah hmm um uh really just then now again sounds that's thats that'll it's"
-    " its is enough all everything hey appreciated welcome sorry and but"
+    " its enough all everything hey appreciated welcome sorry and but"
     " danke bitte schön sehr gut gern gerne prima merci beaucoup svp d'accord bien bon gracias por favor vale bueno"
     " muchas grazie mille prego bene va obrigado obrigada tá bom bedankt dank je wel graag goed спасибо хорошо ок"
     " 谢谢 ありがとう dziękuję teşekkürler"
