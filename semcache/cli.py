@@ -215,6 +215,7 @@ def purge(file: Path | None, everything: bool, erase: bool, dry_run: bool, yes: 
 @_with_config
 @click.option("--model", help="The model asked; by default that of the newest answer stored.")
 @click.option("--system", metavar="TEXT", help="The system prompt.")
+@click.option("--user", metavar="ID", help="The end user it names (`user`): personal answers are kept for each.")
 @click.option("--body", type=click.File("rb"), help="A whole request instead of a question, as it is sent; - is stdin.")
 @click.option("--path", help="Where that request goes; by default /v1/chat/completions.")
 @click.option("-H", "--header", "headers", multiple=True, metavar="NAME:VALUE", help="A header it is sent with.")

@@ -200,6 +200,9 @@ class Match(_Section):
     context_threshold: float = Field(default=0.95, ge=0, le=1)
     # Questions about now. exact: only the exact tier, and cache.time_bound_ttl; serve: as any other.
     time_bound: Literal["exact", "serve"] = "exact"
+    # Questions with data of somebody, or about the asker's own affairs ("my balance"). exact: only the exact tier, of
+    # the same user where requests name one; private: and nothing at all where they do not; serve: as any other.
+    personal: Literal["exact", "private", "serve"] = "exact"
     max_temperature: float = Field(default=1.0, ge=0)  # above it a request wants variety: exact tier only
     # Hold fresh answers against stored ones that were near. auto: in mode shadow, and for max_error; comparing costs
     # some milliseconds of the embedder, after the answer has left.

@@ -19,7 +19,7 @@ from semcache import wire
 from semcache.admit import ANONYMOUS, Admission
 from semcache.cache.context_view import Member, shorten, view_context, without_secrets
 from semcache.cache.explain import Evidence, Explainer, Neighbour, Stored
-from semcache.cache.explain_words import REASONS, freshness_of, say, tell
+from semcache.cache.explain_words import freshness_of, say, tell, why_exact_only
 from semcache.cache.policy import Ruling, read_directives, tighten
 from semcache.config import Route, TenantSettings
 from semcache.errors import ClientError, SemcacheError
@@ -32,7 +32,7 @@ from semcache.wire.strict_json import Tree
 
 CHAT = "/v1/chat/completions"
 
-_TEXTS = ("question", "model", "system", "path", "tenant", "key", "namespace")
+_TEXTS = ("question", "model", "system", "user", "path", "tenant", "key", "namespace")
 _FIELDS = (*_TEXTS, "body", "headers")
 
 
@@ -48,6 +48,7 @@ class Asked:
     path: str
     question: str | None
     system: str | None
+    user: str | None  # whom the request names; a body says so itself
     body: bytes | None  # of a whole request
     headers: Mapping[str, str]  # as the caller sent them: some are part of the context, some ask things of the cache
     model: str | None
@@ -176,7 +177,7 @@ class Explaining:
             "context": [member._asdict() for member in context],
             "route": self._route(plan.route, ruling),
             "exact_only": ruling.exact_only,
-            "exact_only_because": None if ruling.exact_only is None else REASONS.get(ruling.exact_only),
+            "exact_only_because": why_exact_only(ruling),
             "no_lookup": ruling.skip_lookup,
             "no_backend": None if error is None else error.message,
             "exact": None if evidence.exact is None else _stored(evidence.exact),
@@ -252,8 +253,8 @@ def read_asked(body: bytes) -> Asked:
     request = _request(tree)
     if (texts["question"] is None) == (request is None):
         raise ClientError("say what to explain: a question, or the body of a request", param="question")
-    if request is not None and (texts["model"] or texts["system"]):
-        raise ClientError("a body says itself which model it asks, and what the system prompt is", param="model")
+    if request is not None and (texts["model"] or texts["system"] or texts["user"]):
+        raise ClientError("a body says itself which model it asks, the system prompt and the user", param="model")
     if request is None and texts["path"] not in (None, CHAT):
         raise ClientError("path: a question is asked as a chat completion; give a body for another path", param="path")
     if texts["tenant"] and texts["key"]:
@@ -262,6 +263,7 @@ def read_asked(body: bytes) -> Asked:
         path=texts["path"] or CHAT,
         question=texts["question"],
         system=texts["system"],
+        user=texts["user"],
         body=request,
         headers=headers,
         model=texts["model"],
@@ -286,7 +288,8 @@ def _request(tree: Tree) -> bytes | None:
 def _chat(asked: Asked, model: str | None) -> bytes:
     system = [{"role": "system", "content": asked.system}] if asked.system is not None else []
     messages = [*system, {"role": "user", "content": asked.question}]
-    return json.dumps({"model": model, "messages": messages}).encode()
+    user = {"user": asked.user} if asked.user is not None else {}
+    return json.dumps({"model": model, "messages": messages, **user}).encode()
 
 
 def _candidate(neighbour: Neighbour) -> Mapping[str, Any]:

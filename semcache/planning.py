@@ -108,7 +108,8 @@ class Planner:
         ask = dialect.parse(address, body, headers)
         route, targets = self._find_route(ask.model, ask.dialect, tenant.regions)
         ruling = rule(ask, route.cache, route.match)
-        scope = derive_scope(ask, tenant, namespace, route.cache.sharing)
+        # What is personal stays with its tenant, whoever shares the rest.
+        scope = derive_scope(ask, tenant, namespace, "tenant" if ruling.personal else route.cache.sharing)
         if route.cache.min_uses > 1 and scope.tenant != tenant.id:
             ruling = replace(ruling, min_uses=route.cache.min_uses, asker=tenant.id)
         embedder = self._embedder if ruling.exact_only is None else None
@@ -117,7 +118,7 @@ class Planner:
         if left_out is not None:
             assert isinstance(dialect, Conversing)  # the others read no turns
             shorter = dialect.context_without(address, body, headers, Omission(left_out, ruling.compares_turns))
-        key = derive_key(ask, scope, embedder, shorter)
+        key = derive_key(ask, scope, embedder, shorter, is_personal=ruling.personal is not None)
         items = tuple(Item(item, derive_key(item, scope, None)) for item in ask.items)
         return Plan(ask, dialect, tenant, scope, key, route, ruling, targets, items)
 

@@ -58,6 +58,7 @@ class Reason(StrEnum):
     AGENT = "agent"  # ... a running agent loop: tool results, a tool's output in the user's turn, "go on" again
     FOLLOW_UP = "follow-up"  # ... it means nothing without the turns before it ("and in Paris?")
     MEDIA = "media"  # ... it carries images, audio or files
+    PERSONAL = "personal"  # ... it carries somebody's data, or asks for the asker's own affairs ("my balance")
     TIME_BOUND = "time-bound"  # ... the question is about now, so its answer soon is another ("weather today")
     PARTIAL = "partial"  # some items of a batch are stored; only the others were fetched
     EXACT_ONLY = "exact-only"  # ... the operator or the caller asked for the exact tier

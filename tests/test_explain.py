@@ -25,9 +25,9 @@ from tests.harness import Proxy, running_proxy
 
 PATH = "/semcache/explain"
 SETTINGS = "match: {threshold: 0.8, guards: [numbers]}\ncache: {ttl: 1h, grace: 10m}"
-PARCEL = "When does my parcel number 17 arrive at home please"
-REWORDED = "When does my parcel number 17 arrive at our home please"
-OTHER_NUMBER = "When does my parcel number 18 arrive at home please"
+PARCEL = "When does the parcel number 17 arrive at home please"
+REWORDED = "When does the parcel number 17 arrive at our home please"
+OTHER_NUMBER = "When does the parcel number 18 arrive at home please"
 ADMIN_TOKEN = "sesame-of-the-operator"
 
 
@@ -170,8 +170,8 @@ async def test_guards_speak_about_every_candidate_and_lookups_read_only_the_near
     async with running_proxy(tmp_path, settings) as proxy, aiohttp.ClientSession() as http:
         desk = Desk(proxy, http)
         for number in (17, 18, 19):
-            await proxy.ask(f"When does my parcel number {number} arrive at home please")
-        report = await desk.explain("When does my parcel number 20 arrive at home please")
+            await proxy.ask(f"When does the parcel number {number} arrive at home please")
+        report = await desk.explain("When does the parcel number 20 arrive at home please")
         assert len(report["candidates"]) == 3
         assert {each["guards"]["numbers"] for each in report["candidates"]} == {"vetoes"}
         assert [each["is_looked_at"] for each in report["candidates"]] == [True, True, False]
@@ -511,7 +511,7 @@ async def test_the_command_asks_a_running_server_and_prints_for_people(desk: Des
         return await asyncio.to_thread(command, *arguments, "--admin", admin, status=status)
 
     text = await run(OTHER_NUMBER, "--key", "sk-test", "--model", "small")
-    assert text.startswith("This would be a MISS: the nearest stored question, at 0.890, differs in")
+    assert text.startswith("This would be a MISS: the nearest stored question, at 0.901, differs in")
     assert "vetoes" in text and "numbers" in text and "fresh" in text
     assert "This would be a HIT" in await run(PARCEL)
     report = json.loads(await run(REWORDED, "--key", "sk-test", "--json"))
@@ -533,8 +533,8 @@ async def test_the_command_asks_for_a_key_that_nobody_else_should_see(desk: Desk
 
 
 async def test_nothing_that_a_terminal_obeys_is_printed(desk: Desk) -> None:
-    await desk.proxy.ask("Where \x1b[31mis\x07 my [bold]parcel[/] \u202enumber\u009b 17")
-    arguments = ["explain", "Where is my parcel number 17", "--admin", desk.url.removesuffix(PATH)]
+    await desk.proxy.ask("Where \x1b[31mis\x07 the [bold]parcel[/] \u202enumber\u009b 17")
+    arguments = ["explain", "Where is the parcel number 17", "--admin", desk.url.removesuffix(PATH)]
     result = await asyncio.to_thread(CliRunner().invoke, main, arguments)
     assert result.exit_code == 0 and "[bold]parcel[/]" in result.output
     assert all(c.isprintable() or c == "\n" for c in result.output)

@@ -17,8 +17,8 @@ from semcache.types import Selector
 from tests.fakes import ModelServer
 from tests.harness import Proxy, running_proxy, until
 
-PARCEL = "Where is my parcel right now please"
-PARCEL_AGAIN = "Where is my parcel right now"
+PARCEL = "Where is the parcel right now please"
+PARCEL_AGAIN = "Where is the parcel right now"
 
 
 @pytest.fixture

@@ -1,12 +1,20 @@
 """Which questions are personal, and that one user's answer is never another's."""
 
+import asyncio
+from pathlib import Path
 from time import process_time
+from typing import Any
 
+import aiohttp
+import anthropic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from semcache.cache.personal import Personal, find_personal
+from semcache.types import Selector
+from tests.front_doors import Vendors
+from tests.harness import running_proxy, until
 
 DATA = {
     Personal.EMAIL: """
@@ -320,3 +328,147 @@ def test_no_text_takes_long_to_read(unit: str) -> None:
     started = process_time()
     find_personal(unit * (100_000 // len(unit)))
     assert process_time() - started < 0.3  # only the ends of a long text are read
+
+
+# Through the front door
+
+BALANCE = "what is my balance"
+CARD = "4111 1111 1111 1111"
+
+
+async def test_each_user_gets_his_own_answer_and_gets_it_again(tmp_path: Path) -> None:
+    async with running_proxy(tmp_path) as proxy:
+        ann, bob = await proxy.ask(BALANCE, user="ann"), await proxy.ask(BALANCE, user="bob")
+        assert [reply.cache_status for reply in (ann, bob)] == [
+            "semcache; fwd=miss; fwd-status=200; stored; detail=personal"
+        ] * 2
+        again = [await proxy.ask(BALANCE, user=user, stream=True) for user in ("ann", "bob")]
+        assert [reply.detail for reply in again] == ["exact", "exact"]
+        assert [reply.text.strip() for reply in again] == [ann.text, bob.text]
+        assert ann.text != bob.text
+        assert (await proxy.ask(BALANCE, safety_identifier="ann")).text == ann.text, "one user by either name"
+        assert proxy.backend.requests == 2
+        assert proxy.embedder.embedded == [], "no vector of it is made"
+
+
+async def test_who_names_no_user_never_gets_the_answer_of_one_who_does(tmp_path: Path) -> None:
+    async with running_proxy(tmp_path) as proxy:
+        await proxy.ask(BALANCE, user="ann")
+        first = await proxy.ask(BALANCE)
+        assert (first.verdict, first.detail) == ("miss", "personal")
+        assert (await proxy.ask(BALANCE)).text == first.text, "among themselves they share it, as all of a tenant do"
+        assert (await proxy.ask("what is my balance please")).detail == "personal", "by equals alone"
+        assert (await proxy.ask(BALANCE, key="sk-another")).verdict == "miss"
+
+
+async def test_private_keeps_nothing_where_no_user_is_named(tmp_path: Path) -> None:
+    async with running_proxy(tmp_path, "match: {personal: private}") as proxy:
+        for _ in range(2):
+            reply = await proxy.ask(BALANCE)
+            assert reply.cache_status == "semcache; fwd=miss; fwd-status=200; detail=personal"
+        await proxy.ask(BALANCE, user="ann")
+        assert (await proxy.ask(BALANCE, user="ann")).detail == "exact"
+        assert (await proxy.ask("how do I check my balance", user="ann")).cache_status.endswith("detail=no-entry")
+
+
+async def test_serve_is_for_those_who_answer_all_alike(tmp_path: Path) -> None:
+    async with running_proxy(tmp_path, "match: {personal: serve, threshold: 0.8}") as proxy:
+        await proxy.ask("what is my balance now please", user="ann")
+        assert (await proxy.ask("what is my balance please", user="bob")).detail.startswith("semantic/")
+
+
+async def test_two_users_who_ask_at_once_do_not_share_a_fetch(tmp_path: Path) -> None:
+    async with running_proxy(tmp_path) as proxy:
+        users = ["ann", "bob", "ann", "bob"]
+        replies = await asyncio.gather(*(proxy.ask(BALANCE, user=user) for user in users))
+        assert replies[0].text == replies[2].text
+        assert replies[1].text == replies[3].text
+        assert replies[0].text != replies[1].text
+        assert proxy.backend.requests == 2
+
+
+async def test_what_a_user_said_before_makes_a_conversation_his(tmp_path: Path) -> None:
+    def said(last: str) -> list[dict[str, Any]]:
+        turns = [{"role": "user", "content": BALANCE}, {"role": "assistant", "content": "Shall I look it up?"}]
+        return [*turns, {"role": "user", "content": last}]
+
+    async with running_proxy(tmp_path) as proxy:
+        ann = await proxy.ask(said("yes, look it up please"), user="ann")
+        bob = await proxy.ask(said("yes, look it up please"), user="bob")
+        assert (bob.verdict, bob.detail) == ("miss", "personal")
+        assert ann.text != bob.text
+
+
+async def test_tenants_that_share_do_not_share_what_is_personal(tmp_path: Path) -> None:
+    settings = """
+cache: {sharing: all}
+tenants: [{name: a, keys: [sk-a]}, {name: b, keys: [sk-b]}]
+"""
+    async with running_proxy(tmp_path, settings) as proxy:
+        await proxy.ask(BALANCE, key="sk-a", user="ann")
+        assert (await proxy.ask(BALANCE, key="sk-b", user="ann")).verdict == "miss", "another ann"
+        await proxy.ask("how do I check my balance", key="sk-a")
+        assert (await proxy.ask("how do I check my balance", key="sk-b")).detail == "exact"
+
+
+async def test_a_purge_by_user_leaves_the_others_theirs(tmp_path: Path) -> None:
+    async with running_proxy(tmp_path) as proxy:
+        for user in ("ann", "bob"):
+            await proxy.ask(BALANCE, user=user)
+        assert await proxy.app.store.purge(Selector(user="ann")) == 1
+        await until(lambda: proxy.app.store.last_purge_seq)
+        assert (await proxy.ask(BALANCE, user="bob")).detail == "exact"
+        assert (await proxy.ask(BALANCE, user="ann")).verdict == "miss"
+
+
+async def test_anthropics_user_id_parts_users_too(tmp_path: Path) -> None:
+    async with running_proxy(tmp_path, backend=Vendors()) as proxy:
+        root = proxy.url.removesuffix("/v1")
+        async with anthropic.AsyncAnthropic(base_url=root, api_key="sk-test", max_retries=0) as client:
+
+            async def ask(user: str) -> str:
+                asked: Any = [{"role": "user", "content": BALANCE}]
+                message: Any = await client.messages.create(
+                    model="small", max_tokens=9, messages=asked, metadata={"user_id": user}
+                )
+                return str(message.content[0].text).partition(" for")[0]
+
+            assert [await ask(user) for user in ("ann", "bob", "ann", "bob")] == ["answer 1", "answer 2"] * 2
+
+
+@pytest.mark.parametrize(
+    ("question", "why"),
+    [
+        (BALANCE, "it asks how the asker's own affairs stand"),
+        (f"was {CARD} refused", "it carries the number of a payment card"),
+    ],
+)
+async def test_explain_says_what_makes_a_question_personal_and_repeats_no_data(
+    tmp_path: Path, question: str, why: str
+) -> None:
+    async with running_proxy(tmp_path) as proxy, aiohttp.ClientSession() as http:
+        url = f"http://127.0.0.1:{proxy.app.admin_port}/semcache/explain"
+
+        async def explain(**asked: str) -> Any:
+            body = {"question": question, "model": "small", "key": "sk-test", **asked}
+            async with http.post(url, json=body) as response:
+                return await response.json()
+
+        await proxy.ask(question, user="ann")
+        miss = await explain(user="bob")
+        assert miss["summary"].startswith(f"This would be a MISS: the question is personal: {why}, so only")
+        assert (miss["reason"], miss["exact_only"]) == ("personal", "personal")
+        assert why in miss["exact_only_because"]
+        assert CARD not in miss["summary"]
+        assert [home["differs"] for home in miss["elsewhere"]] == [["context or user"]]
+        assert (await explain(user="ann"))["verdict"] == "hit"
+        assert (await explain())["verdict"] == "miss"
+
+
+async def test_explain_says_that_private_wants_a_user(tmp_path: Path) -> None:
+    async with running_proxy(tmp_path, "match: {personal: private}") as proxy, aiohttp.ClientSession() as http:
+        url = f"http://127.0.0.1:{proxy.app.admin_port}/semcache/explain"
+        async with http.post(url, json={"question": BALANCE, "model": "small", "key": "sk-test"}) as response:
+            report = await response.json()
+        assert "names no user" in report["summary"]
+        assert (report["verdict"], report["no_lookup"]) == ("miss", "personal")

@@ -10,7 +10,7 @@ from semcache.errors import ClientError
 from semcache.types import FWD, Ask, Reason, Traits
 
 PATH = "/v1/chat/completions"
-ASK = Ask("openai", "chat/completions", PATH, "m", "Where is my parcel?", b"{}", False, False, None, Traits(), b"")
+ASK = Ask("openai", "chat/completions", PATH, "m", "Where is the parcel?", b"{}", False, False, None, Traits(), b"")
 
 
 def ruling(ask: Ask = ASK, cache: Cache = Cache(), match: Match = Match()) -> Ruling:

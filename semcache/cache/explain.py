@@ -77,7 +77,8 @@ class Elsewhere:
     """Entries with the very same question that this request may not be answered from."""
 
     scope: Scope
-    differs: tuple[str, ...]  # members of the scope that differ; "embedder" or "context" where none of them does
+    # Members of the scope that differ; where none does "embedder", "context", or of a personal one "context or user".
+    differs: tuple[str, ...]
     entries: int
     newest_age_s: float
 
@@ -112,7 +113,9 @@ class Explainer:
                 return await self._gather_batch(ruling, items)
             finding = await self._lookup.find(ask, key, ruling, {})
             exact = await self._find_exact(key, ruling)
-            elsewhere = () if finding.match or ask.question is None else await self._elsewhere(ask.question, scope, key)
+            elsewhere = (
+                () if finding.match or ask.question is None else await self._elsewhere(ask.question, scope, key, ruling)
+            )
         except CacheFault as fault:
             return Evidence(Finding(None, Reason.CACHE_FAULT), None, partition_entries, (), (), fault=fault.message)
         try:
@@ -165,22 +168,22 @@ class Explainer:
             stored=self._describe(entry, ruling),
         )
 
-    async def _elsewhere(self, question: str, scope: Scope, key: Key) -> tuple[Elsewhere, ...]:
+    async def _elsewhere(self, question: str, scope: Scope, key: Key, ruling: Ruling) -> tuple[Elsewhere, ...]:
         now = self._clock()
         # One more than is shown: the request's own partition may be among them.
         homes = await self._store.homes_of(question, key.exact, SHOWN_HOMES + 1)
         others = [home for home in homes if home.partition is None or home.partition != key.partition]
         return tuple(
-            Elsewhere(home.scope, self._differences(home, scope), home.entries, max(0.0, now - home.newest_at))
+            Elsewhere(home.scope, self._differences(home, scope, ruling), home.entries, max(0.0, now - home.newest_at))
             for home in others[:SHOWN_HOMES]
         )
 
-    def _differences(self, home: Home, scope: Scope) -> tuple[str, ...]:
+    def _differences(self, home: Home, scope: Scope, ruling: Ruling) -> tuple[str, ...]:
         fields = ("tenant", "namespace", "dialect", "endpoint", "model")
         differs = tuple(name for name in fields if getattr(home.scope, name) != getattr(scope, name))
         if not differs and home.embedder not in (None, self._embedder.stamp):
             return ("embedder",)
-        return differs or ("context",)
+        return differs or ("context or user" if ruling.personal else "context",)
 
     def _describe(self, entry: Entry, ruling: Ruling) -> Stored:
         left_s, age_s, too_old = judge_age(entry, ruling, self._clock())

@@ -43,6 +43,8 @@ REASONS: Mapping[Reason, str] = {
     Reason.LOOP: "the stored answer is what the assistant said last in this conversation, and to say it again "
     "would not help",
     Reason.MEDIA: "the request carries images, audio or files, so only an equal request may be answered from the store",
+    Reason.PERSONAL: "the question is personal (it carries somebody's data, or asks for the asker's own affairs), so "
+    "only an equal request of the same user may be answered from the store",
     Reason.TIME_BOUND: "the question is about now, so only an equal request may be answered from the store, and not "
     "for long",
     Reason.PARTIAL: "only some items of the batch are stored; the others are fetched",
@@ -66,6 +68,7 @@ _EXACT_ONLY = frozenset(
         Reason.AGENT,
         Reason.FOLLOW_UP,
         Reason.MEDIA,
+        Reason.PERSONAL,
         Reason.TIME_BOUND,
         Reason.EXACT_ONLY,
     }
@@ -83,6 +86,16 @@ def say(
         return f"{lead}: an equal request is being fetched right now, and its answer would serve this one too."
     because = _why_not(reason, evidence, ruling, learned)
     return f"{lead}: {because}.{_elsewhere(evidence.elsewhere)}"
+
+
+def why_exact_only(ruling: Ruling) -> str | None:
+    """Why there is no semantic tier; None where there is one."""
+    if ruling.exact_only is Reason.PERSONAL and ruling.personal is not None:
+        return (
+            f"the question is personal: {ruling.personal}, so only an equal request of the same user may be answered "
+            "from the store"
+        )
+    return None if ruling.exact_only is None else REASONS.get(ruling.exact_only)
 
 
 def tell(verdict: Verdict, reason: Reason | None, tier: Tier | None, similarity: float | None) -> str:
@@ -140,8 +153,13 @@ def _why_hit(evidence: Evidence, ruling: Ruling) -> str:
 def _why_not(reason: Reason, evidence: Evidence, ruling: Ruling, learned: Unstorable | None) -> str:
     """The nearest candidate's own story where there is one; else what the reason says of any request."""
     nearest = next((each for each in evidence.neighbours if each.is_looked_at), None)
+    if reason is Reason.PERSONAL and ruling.skip_lookup is Reason.PERSONAL:
+        return (
+            f"the question is personal: {ruling.personal}, and the request names no user, so it is neither looked up "
+            "nor kept (match.personal: private)"
+        )
     if reason in _EXACT_ONLY:
-        return f"{REASONS[reason]}, and none is stored"
+        return f"{why_exact_only(ruling) or REASONS[reason]}, and none is stored"
     if reason is Reason.LEARNED and learned is not None:
         return f"{REASONS[reason]} ({learned})"
     if reason is Reason.CACHE_FAULT and evidence.fault:

@@ -29,13 +29,21 @@ def derive_scope(ask: Ask, tenant: Tenant, namespace: str, sharing: str) -> Scop
     return Scope(owner, group, ask.dialect, ask.endpoint, ask.model)
 
 
-def derive_key(ask: Ask, scope: Scope, embedder: str | None, shorter: bytes | None = None) -> Key:
+def derive_key(
+    ask: Ask, scope: Scope, embedder: str | None, shorter: bytes | None = None, *, is_personal: bool = False
+) -> Key:
     """Return the exact key and, where `embedder` (its stamp) is given and there is a question, the partition.
 
     `shorter`: the context without the turns that need not be equal for a near question (see conversation.py). It
     makes the partition; the exact key always holds the whole.
+
+    `is_personal`: the answer is for the user whom the request names. Without one it is for all who name none, and never
+    for somebody who does: so such keys are of a kind of their own.
     """
     shared = _share(ask, scope, ask.context)
+    if is_personal:
+        said = () if ask.question is None else (ask.question.encode(),)
+        return Key(_digest(b"personal", shared, (ask.user or "").encode(), *said), None)
     if ask.question is None:
         return Key(exact=_digest(b"exact", shared), partition=None)
     exact = _digest(b"exact", shared, ask.question.encode())

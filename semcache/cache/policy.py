@@ -16,6 +16,7 @@ import http_sf
 
 from semcache.cache.agent_loop import is_agent_step
 from semcache.cache.conversation import loses_its_meaning
+from semcache.cache.personal import Personal, find_personal
 from semcache.cache.time_bound import is_time_bound
 from semcache.config import Cache, Match
 from semcache.errors import ClientError
@@ -60,6 +61,7 @@ class Ruling:
     # Where answers are shared, and not at once: how many tenants must vouch for one, and who asks. See provenance.py.
     min_uses: int = 1
     asker: str = ""
+    personal: Personal | None = None  # set: the answer is for one person, and so is the exact key
 
     @property
     def compares_turns(self) -> bool:
@@ -75,10 +77,14 @@ def rule(ask: Ask, cache: Cache, match: Match) -> Ruling:
     skip = Reason.DISABLED if match.mode == "off" else Reason.STATE if traits.is_stateful else None
     is_bound = match.time_bound == "exact" and ask.question is not None and is_time_bound(ask.question)
     longest_s = cache.time_bound_ttl if is_bound else math.inf
+    personal = _why_personal(ask) if match.personal != "serve" else None
+    if personal is not None and match.personal == "private" and not ask.user:
+        skip = skip or Reason.PERSONAL
     storable = skip is None and not traits.has_hosted_tools and (cache.store_tools or not traits.has_tools)
     return Ruling(
         skip_lookup=skip,
-        exact_only=_exact_only(ask, match) or (Reason.TIME_BOUND if is_bound else None),
+        exact_only=_exact_only(ask, match)
+        or (Reason.PERSONAL if personal else Reason.TIME_BOUND if is_bound else None),
         may_serve=match.mode == "serve",
         may_store=storable,
         may_coalesce=storable and match.mode == "serve",
@@ -91,6 +97,7 @@ def rule(ask: Ask, cache: Cache, match: Match) -> Ruling:
         max_age_s=None,
         max_stale_s=None,
         context_threshold=match.context_threshold if match.context == "similar" and ask.turns else None,
+        personal=personal,
     )
 
 
@@ -140,6 +147,22 @@ def _exact_only(ask: Ask, match: Match) -> Reason | None:
         return Reason.EXACT_ONLY
     if loses_its_meaning(ask, match):
         return Reason.FOLLOW_UP
+    return None
+
+
+_READ_CHARS = 32_000  # of what the user said: it takes 3 ms to read, and no two users say so much alike
+
+
+def _why_personal(ask: Ask) -> Personal | None:
+    """What makes a request personal: the question, or what the user said before it. "Yes" may ask for a balance."""
+    said = [ask.question, *(turn.text for turn in reversed(ask.turns) if turn.role == "user")]
+    read = 0
+    for text in filter(None, said):
+        if read >= _READ_CHARS:
+            break
+        read += len(text)
+        if found := find_personal(text):
+            return found
     return None
 
 
