@@ -62,6 +62,10 @@ class EmbedderFault(CacheFault):
     """The question could not be embedded: engine, deadline, full queue, or a vector that is not one."""
 
 
+class RerankerFault(CacheFault):
+    """A pair could not be scored: engine, deadline, or full queue. The candidate is then refused."""
+
+
 class StoreFault(CacheFault):
     """The store could not be read or written."""
 

@@ -208,9 +208,14 @@ def sha256_of(path: Path) -> str:
 
 def export_in_child(name: str, source: Path, weights: str, target: Path, progress: Progress) -> None:
     """Run cache/model_export.py, so that torch's memory is gone afterwards. Raises StartError with its last line."""
+    run_export("semcache.cache.model_export", name, source, weights, target, progress)
+
+
+def run_export(module: str, name: str, source: Path, weights: str, target: Path, progress: Progress) -> None:
+    """Run a module that fills the folder `target`, as a process of its own. Raises StartError with its last line."""
     if importlib.util.find_spec("sentence_transformers") is None:
         raise StartError(f"{name}: preparing needs torch; run: pip install semcache-proxy, or bring a prepared model")
-    command = [sys.executable, "-m", "semcache.cache.model_export", str(source), str(target), "--name", name]
+    command = [sys.executable, "-m", module, str(source), str(target), "--name", name]
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said,
         subprocess.Popen([*command, "--weights", weights], stdout=subprocess.PIPE, stderr=said, text=True) as child,

@@ -143,7 +143,7 @@ def export(source: Path, target: Path, name: str, weights: str, precision: str) 
         graph = Graph(model, token_types="token_type_ids" in features)
         if precision != "fp32":
             _say(0.35, "evening out the ranges of its layers")
-            _smooth(graph, tokens)
+            smooth(graph, tokens)
         _say(0.45, "writing the graph")
         _write(graph, tokens[0], target / "fp32.onnx")
     if _cosine(target / "fp32.onnx", judging, original) < FAITHFUL:
@@ -169,7 +169,7 @@ def export(source: Path, target: Path, name: str, weights: str, precision: str) 
     return manifest
 
 
-def _smooth(graph: Graph, tokens: Sequence[torch.Tensor]) -> None:
+def smooth(graph: nn.Module, tokens: Sequence[torch.Tensor]) -> None:
     """Move the uneven ranges of each linear layer's input into its weights, by what the calibration texts show."""
     layers = {name: module for name, module in graph.named_modules() if isinstance(module, nn.Linear)}
     peaks = {name: torch.zeros(layer.in_features) for name, layer in layers.items()}
