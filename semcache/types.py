@@ -51,7 +51,8 @@ class Reason(StrEnum):
     GUARD_DATE = "guard-date"  # ... the dates, or the times from today, differ
     CONTEXT = "context"  # ... but the turns before it are not near enough, or a guard objects to one of them
     UNPROVEN = "unproven"  # another tenant's answer, for which too few have vouched (cache.min_uses)
-    EXPLORING = "exploring"  # would have been a hit; forwarded to compare (shadow mode)
+    BOUND = "bound"  # near, but so are wrong answers: it would break the error bound, or the evidence is too thin
+    EXPLORING = "exploring"  # would have been a hit; forwarded to compare (shadow mode, error bound)
     TOOLS = "tools"  # exact tier only, and no exact entry: the request declares tools
     SAMPLING = "sampling"  # ... it asks for more randomness than the operator lets the cache hide, or for n > 1
     TOO_LONG = "too-long"  # ... the question is longer than the embedder reads
@@ -294,6 +295,16 @@ class Match(NamedTuple):
         return self.ttl_left_s <= 0
 
 
+class Occasion(StrEnum):
+    """Why a fresh answer could be held against a stored one."""
+
+    MISS = "miss"  # the request was forwarded anyhow: its evidence costs nothing
+    EXPLORE = "explore"  # a would-be hit near the cut, forwarded to learn
+    AUDIT = "audit"  # a would-be hit far above the cut, forwarded to stay sure
+    SHADOW = "shadow"  # mode shadow: a would-be hit, forwarded like every request
+    FEEDBACK = "feedback"  # a caller's word on a hit
+
+
 class Considered(NamedTuple):
     """A candidate as a lookup judged it. A fresh answer, where there is one, is held against the stored one."""
 
@@ -311,7 +322,9 @@ class Finding(NamedTuple):
     reason: Reason | None = None
     best_similarity: float | None = None
     vector: Vector | None = None  # of the question, to be stored with a fresh answer: nothing is embedded twice
-    considered: tuple[Considered, ...] = ()  # the candidates that were judged, the one proposed first
+    considered: tuple[Considered, ...] = ()  # the candidates that were judged, nearest first
+    occasion: Occasion = Occasion.MISS  # why it is forwarded, if it is
+    share: float = 1.0  # of such requests that are forwarded
 
 
 class Said(StrEnum):
@@ -319,16 +332,6 @@ class Said(StrEnum):
 
     WRONG = "wrong"
     RIGHT = "right"
-
-
-class Occasion(StrEnum):
-    """Why a fresh answer could be held against a stored one."""
-
-    MISS = "miss"  # the request was forwarded anyhow: its evidence costs nothing
-    EXPLORE = "explore"  # a would-be hit near the cut, forwarded to learn
-    AUDIT = "audit"  # a would-be hit far above the cut, forwarded to stay sure
-    SHADOW = "shadow"  # mode shadow: a would-be hit, forwarded like every request
-    FEEDBACK = "feedback"  # a caller's word on a hit
 
 
 class How(StrEnum):

@@ -29,7 +29,10 @@ REASONS: Mapping[Reason, str] = {
     Reason.FEEDBACK: "the nearest stored answer was called wrong, for this question or for others as near",
     Reason.UNPROVEN: "the nearest stored answer was brought by another tenant, and too few have fetched the same "
     "(cache.min_uses)",
-    Reason.EXPLORING: "a stored answer would serve, but the route is in shadow mode and forwards all the same",
+    Reason.BOUND: "a stored answer is near, but the evidence does not show that such answers are wrong as seldom as "
+    "match.max_error allows",
+    Reason.EXPLORING: "a stored answer would serve, but the request is forwarded to see how a fresh one compares "
+    "(shadow mode, or exploring for match.max_error)",
     Reason.TOOLS: "the request declares tools, so only an equal request may be answered from the store",
     Reason.SAMPLING: "the request asks for variety (a high temperature, or several choices), so only an equal request "
     "may be answered from the store",

@@ -1,0 +1,332 @@
+"""BOUND: serve only so many semantic hits that at most `match.max_error` of them are wrong, as evidence shows it.
+
+Each candidate gets a probability from what speaks for it (witnesses.py). It is served above a cut, and the cut lies
+where an upper confidence bound of the error among hits stays below what was asked (calibration.py). Evidence is of
+three kinds. A request that is forwarded anyhow brings its fresh answer for free, so everything below the cut is known.
+Of would-be hits a small share is forwarded all the same: more of those near the cut, where most is to be learned, and
+some of the sure ones, to stay sure. What callers say of hits goes into the record of the entry.
+
+Evidence is learned from in two places: the traffic of one scope (its group), and everything together. A group follows
+its own evidence once that suffices; before, it follows everybody's, unless its own speaks against it. Where neither
+supports the bound, nothing is served by meaning. Should explored hits be wrong more often than allowed, the cut aims
+lower until they are not, so that a change in traffic is felt before its evidence is complete (adaptive conformal
+inference: Gibbs and Candes 2021). That a bound is kept per served answer, and not per request, is what sets this apart
+from vCache (Schroeder et al. 2025), whose learned threshold for each entry it otherwise follows.
+
+Fits run on a thread. Deciding reads what the last fit left: some 20 microseconds on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from math import exp
+from typing import NamedTuple
+
+import numpy as np
+from cachetools import LRUCache
+
+from semcache.cache import calibration
+from semcache.cache.calibration import Cut, Floats
+from semcache.cache.kinship import Kin
+from semcache.cache.witnesses import NAMES, Record, scaled
+from semcache.types import How, Observation, Occasion, Reason, Scope
+
+log = logging.getLogger(__name__)
+
+WINDOW = 6000  # observations that a fit looks at: the newest. Traffic changes, and older ones say less
+TRAFFIC = 2000  # recent would-be hits that the strata are weighed by
+REFIT_AT_LEAST = 50  # new observations between two fits of a group, or
+REFIT_SHARE = 50  # one for this many there are: a fit of 6,000 takes 20 ms of a thread
+PRECISION = 1.0  # of the prior: one standard step of a feature is worth a factor of e either way
+GROUP_PRECISION = 10.0  # of a group's prior, which is what everybody's evidence says
+NEAR = 1.0  # log-odds above the cut: there a hit is explored more often
+NEAR_TIMES = 2.0  # ... by this factor, and further up by the next, of `match.explore`
+FAR_TIMES = 0.5
+GROUPS = 512  # with evidence of their own; 0.6 MB each when full
+RECORDS = 50_000  # entries
+STEP = 0.005  # how fast explored hits move what the cut aims at
+LOWEST_AIM = 0.25  # of max_error
+DAY_S = 86400
+
+
+def group_of(scope: Scope) -> bytes:
+    """16 bytes that name the traffic of a scope, and do not tell whose it is."""
+    text = "\0".join((scope.tenant, scope.namespace, scope.dialect, scope.endpoint, scope.model))
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16, person=b"semcache-group").digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a route wants, from its `match` section."""
+
+    max_error: float
+    explore: float  # share of would-be hits that may be forwarded to learn
+    explore_usd: float | None = None  # a day, for all routes together; None: no limit
+
+
+class Decision(NamedTuple):
+    """What becomes of a candidate that has no objection against it."""
+
+    probability: float
+    reason: Reason | None  # None: serve it
+    occasion: Occasion = Occasion.MISS
+    share: float = 1.0  # of such requests that are forwarded
+
+
+class Opinion(NamedTuple):
+    """What the evidence of a group supports, for people."""
+
+    observed: int  # in the group
+    observed_everywhere: int
+    cut: Cut | None
+    is_own: bool  # it rests on the group's own evidence
+    needed: int  # comparisons without an error that would prove the bound, at least
+
+
+@dataclass(slots=True)
+class _Evidence:
+    """The newest observations of one group, and what the last fit made of them."""
+
+    features: deque[Floats] = field(default_factory=lambda: deque(maxlen=WINDOW))  # scaled, (k + 1,) each
+    served: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))  # 1: it would have served
+    proposed: deque[bool] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    traffic: deque[Floats] = field(default_factory=lambda: deque(maxlen=TRAFFIC))
+    new: int = 0
+    weights: Floats | None = None
+    cuts: dict[float, Cut | None] = field(default_factory=dict)  # by max_error
+    aims: dict[float, float] = field(default_factory=dict)  # by max_error: the share of it that is aimed at
+    is_doubted: dict[float, bool] = field(default_factory=dict)  # everybody's cut is wrong too often here
+
+    def add(self, x: Floats, served: bool, is_proposed: bool) -> None:
+        self.features.append(x)
+        self.served.append(float(served))
+        self.proposed.append(is_proposed)
+        self.new += 1
+
+    @property
+    def is_due(self) -> bool:
+        return self.new >= max(REFIT_AT_LEAST, len(self.served) // REFIT_SHARE)
+
+
+class Bound:
+    """All state belongs to the event loop; a thread fits copies of it."""
+
+    def __init__(
+        self,
+        stamp: str,
+        kin: Kin,
+        clock: Callable[[], float],
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        """`stamp`: of what makes features (embedder, judge): evidence of another kind is left aside. `clock`: unix
+        seconds. `chance`: uniform in [0, 1), decides what is explored.
+        """
+        self.mark = float(int.from_bytes(blake2b(repr((stamp, NAMES)).encode(), digest_size=3).digest()))
+        self._kin = kin
+        self._clock = clock
+        self._chance = chance
+        self._everywhere = _Evidence()
+        self._groups: LRUCache[bytes, _Evidence] = LRUCache(GROUPS)
+        self._records: LRUCache[bytes, Record] = LRUCache(RECORDS)
+        self._bounds: set[float] = set()  # every max_error that was asked for
+        self._credit = 1.0  # explorations that the share allows, saved up to one
+        self._spent_day, self._spent_usd = 0, 0.0
+        self._due = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._count: Counter[str] = Counter()
+
+    # Deciding
+
+    def record(self, entry_key: bytes) -> Record:
+        return self._records.get(entry_key) or Record()
+
+    def decide(self, group: bytes, features: Sequence[float], limits: Limits) -> Decision:
+        """Whether the candidate that these features speak for is served, explored or refused."""
+        x: Floats = scaled(np.array([features]))[0]
+        own = self._group(group)
+        own.traffic.append(x)
+        self._everywhere.traffic.append(x)
+        bound = limits.max_error
+        if bound not in self._bounds:
+            self._bounds.add(bound)
+            self._everywhere.new = own.new = WINDOW  # fit for this bound, too
+            self._due.set()
+        cut, weights, _ = self._standing(own, bound)
+        if weights is None:
+            self._count["without_evidence"] += 1
+            return Decision(0.5, Reason.BOUND)
+        score = float(x @ weights)
+        probability = 1 / (1 + exp(-max(-30.0, min(30.0, score))))
+        if cut is None or score < cut.score:
+            self._count["without_evidence" if cut is None else "below_cut"] += 1
+            return Decision(probability, Reason.BOUND)
+        is_near = score < cut.score + NEAR
+        share = min(1.0, limits.explore * (NEAR_TIMES if is_near else FAR_TIMES))
+        self._credit = min(1.0, self._credit + limits.explore)
+        if self._credit >= 1.0 and self._chance() < share and self._may_spend(limits):
+            self._credit -= 1.0
+            self._count["explored" if is_near else "audited"] += 1
+            return Decision(probability, Reason.EXPLORING, Occasion.EXPLORE if is_near else Occasion.AUDIT, share)
+        self._count["served"] += 1
+        return Decision(probability, None)
+
+    def opinion(self, group: bytes, max_error: float) -> Opinion:
+        own = self._groups.get(group) or _Evidence()
+        cut, _, is_own = self._standing(own, max_error)
+        needed = int(calibration.upper_rate(0, 1_000_000) * 1_000_000 / max_error)
+        return Opinion(len(own.served), len(self._everywhere.served), cut, is_own, needed)
+
+    def paid(self, usd: float) -> None:
+        """An answer was fetched to learn, and cost this."""
+        day = int(self._clock() // DAY_S)
+        if day != self._spent_day:
+            self._spent_day, self._spent_usd = day, 0.0
+        self._spent_usd += usd
+
+    def _may_spend(self, limits: Limits) -> bool:
+        is_today = self._spent_day == int(self._clock() // DAY_S)
+        return limits.explore_usd is None or not is_today or self._spent_usd < limits.explore_usd
+
+    def _group(self, group: bytes) -> _Evidence:
+        found = self._groups.get(group)
+        if found is None:
+            self._groups[group] = found = _Evidence()
+        return found
+
+    def _standing(self, own: _Evidence, bound: float) -> tuple[Cut | None, Floats | None, bool]:
+        """The cut that holds for a group, the weights it is meant for, and whether they are its own.
+
+        1. Its own, where its evidence proves one.
+        2. None, where its evidence would have proved one by now, if there were one; or speaks against everybody's.
+        3. Everybody's.
+        """
+        cut = own.cuts.get(bound)
+        if cut is not None:
+            return cut, own.weights, True
+        could_have = len(own.served) * bound > 15  # five times what no error at all would prove the bound with
+        if own.weights is not None and (could_have or own.is_doubted.get(bound)):
+            return None, own.weights, True
+        return self._everywhere.cuts.get(bound), self._everywhere.weights, False
+
+    # Learning
+
+    def observe(self, observations: Iterable[Observation]) -> None:
+        """New evidence, of this process or another. Returns at once; what it changes is felt after the next fit."""
+        for it in observations:
+            self._remember(it)
+            if len(it.features) != len(NAMES) + 1 or it.features[0] != self.mark:
+                continue  # feedback, which is no fair sample of hits; or another embedder's
+            x: Floats = scaled(np.array([it.features[1:]]))[0]
+            own = self._group(it.group)
+            for evidence in (own, self._everywhere):
+                evidence.add(x, it.same, it.is_proposed)
+                if it.occasion in (Occasion.EXPLORE, Occasion.AUDIT) and it.is_proposed:
+                    _aim(evidence, self._bounds, it)
+            if own.is_due or self._everywhere.is_due:
+                self._due.set()
+
+    def _remember(self, it: Observation) -> None:
+        right, wrong = self.record(it.entry_key)
+        self._records[it.entry_key] = Record(right + it.same, wrong + (not it.same))
+        if it.same and it.how is not How.FEEDBACK and it.asked != it.entry_key:
+            self._kin.join(it.entry_key, it.asked)
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._fit_when_due())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _fit_when_due(self) -> None:
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            try:
+                await self.fit()
+            except Exception as exc:  # the top of a background loop: the last fit stays
+                self._count["faults"] += 1
+                log.error("fitting the error bound failed unexpectedly: %s", type(exc).__name__)
+
+    async def fit(self) -> None:
+        """Learn from what is new. Everybody's evidence first: it is what each group starts from."""
+        everywhere = self._everywhere
+        if everywhere.is_due and len(everywhere.served) >= REFIT_AT_LEAST:
+            await self._fit(everywhere, np.zeros(len(NAMES) + 1), PRECISION)
+        if everywhere.weights is None:
+            return
+        for own in [group for group in self._groups.values() if group.is_due]:
+            await self._fit(own, everywhere.weights, GROUP_PRECISION)
+
+    async def _fit(self, evidence: _Evidence, prior: Floats, precision: float) -> None:
+        evidence.new = 0
+        x, y = np.array(evidence.features), np.array(evidence.served)
+        proposed = np.array(evidence.proposed)
+        traffic = np.array(evidence.traffic) if evidence.traffic else x[:0]
+        aims = {bound: bound * evidence.aims.get(bound, 1.0) for bound in self._bounds}
+        evidence.weights, evidence.cuts = await asyncio.to_thread(
+            _learn, x, y, proposed, traffic, prior, precision, evidence.weights, aims
+        )
+        if evidence is not self._everywhere:
+            for bound in self._bounds:
+                evidence.is_doubted[bound] = self._is_doubted(x, y, bound)
+        self._count["fits"] += 1
+
+    def _is_doubted(self, x: Floats, y: Floats, bound: float) -> bool:
+        """Whether what everybody's cut would let pass here is wrong more often than allowed, beyond chance."""
+        cut, weights = self._everywhere.cuts.get(bound), self._everywhere.weights
+        if cut is None or weights is None:
+            return False
+        passed = y[x @ weights >= cut.score]
+        return calibration.lower_rate(int(np.sum(passed == 0)), len(passed)) > bound
+
+    def stats(self) -> dict[str, float]:
+        cuts = [(bound, cut) for bound, cut in self._everywhere.cuts.items() if cut is not None]
+        return {
+            **self._count,
+            "groups": len(self._groups),
+            "observations": len(self._everywhere.served),
+            "kin": len(self._kin),
+            "bounds": len(self._bounds),
+            "bounds_held": len(cuts),  # those that everybody's evidence supports
+            "spent_usd": self._spent_usd,
+        }
+
+
+def _learn(
+    x: Floats,
+    y: Floats,
+    proposed: np.ndarray,
+    traffic: Floats,
+    prior: Floats,
+    precision: float,
+    start: Floats | None,
+    aims: dict[float, float],
+) -> tuple[Floats, dict[float, Cut | None]]:
+    """On a thread: the weights, and for each bound the cut that keeps what is aimed at."""
+    begin = prior if start is None else start
+    weights = calibration.fit(x, y, prior, precision, begin)
+    scores = calibration.cross_fit(x, y, prior, precision, begin)
+    # The fit learns from every pair. The bound is about candidates that would be served, so only they set the cut.
+    scores, wrong = scores[proposed], y[proposed] == 0
+    passing = traffic @ weights
+    return weights, {bound: calibration.choose_cut(scores, wrong, passing, aim) for bound, aim in aims.items()}
+
+
+def _aim(evidence: _Evidence, bounds: Iterable[float], it: Observation) -> None:
+    """Aim lower after an explored hit that was wrong, and a little higher after one that was right.
+
+    Steps cancel out where hits are wrong exactly as often as allowed. Those near the cut are explored more often, and
+    count less in turn.
+    """
+    weight = STEP * (FAR_TIMES / NEAR_TIMES if it.occasion is Occasion.EXPLORE else 1.0)
+    for bound in bounds:
+        aim = evidence.aims.get(bound, 1.0) + weight * (1 - (not it.same) / bound)
+        evidence.aims[bound] = min(1.0, max(LOWEST_AIM, aim))
