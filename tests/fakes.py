@@ -50,7 +50,9 @@ class WordsEmbedder:
     def stats(self) -> dict[str, float]:
         return dict.fromkeys(("remembered", "late", "refused", "queue_depth"), 0) | {"texts": len(self.embedded)}
 
-    async def embed(self, text: str, then: Callable[[Vector], T], deadline_s: float | None = None) -> T:
+    async def embed(
+        self, text: str, then: Callable[[Vector], T], deadline_s: float | None = None, *, remember: bool = True
+    ) -> T:
         if self.gate is not None:
             await self.gate.wait()
         if self.fault is not None:
@@ -89,6 +91,7 @@ class ModelServer:
         self.finish_reason: str | None = "stop"
         self.cut_after_events: int | None = None  # the connection breaks after so many events
         self.response_headers: dict[str, str] = {}
+        self.answer: str | None = None  # said to whatever is asked, instead
         self.extra: dict[str, Any] = {}  # more fields of the answer's top level
         self.url = ""
 
@@ -128,6 +131,7 @@ class ModelServer:
         try:
             content = body["messages"][-1].get("content")
             text = f"answer {number} to: {content if isinstance(content, str) else json.dumps(content)}"
+            text = self.answer or text
             if body.get("stream"):
                 return await self._stream(request, body, text)
             if self.gate is not None:

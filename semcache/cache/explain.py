@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from semcache.cache.context_view import without_secrets
+from semcache.cache.conversation import Past, past_similarity
 from semcache.cache.guards import GUARDS
 from semcache.cache.lookup import Embedder, Index, Lookup, judge_age
 from semcache.cache.policy import Ruling
@@ -62,6 +63,7 @@ class GuardWord:
 class Neighbour:
     similarity: float
     is_near_enough: bool  # the threshold's word
+    turns_similarity: float | None  # of the turns before, where they need not be equal
     guards: tuple[GuardWord, ...]
     objection: Reason | None  # what verification as a whole says of it, feedback included, were it near enough
     is_looked_at: bool  # among the `match.neighbours` nearest: a lookup reads no others
@@ -145,6 +147,7 @@ class Explainer:
             return ()
         if not self._index.partition_size(partition):
             return ()
+        past = await self._lookup.read_past(ask, ruling)
         wanted = max(SHOWN_CANDIDATES, ruling.neighbours)
         candidates = await self._embedder.embed(
             ask.question, lambda vector: self._index.search(partition, vector, wanted)
@@ -153,17 +156,25 @@ class Explainer:
         for place, candidate in enumerate(candidates[:SHOWN_CANDIDATES]):
             entry = await self._store.peek(candidate.seq)
             if entry is not None:
-                found.append(self._judge(ask.question, key, candidate, entry, ruling, place < ruling.neighbours))
+                found.append(self._judge(ask.question, past, key, candidate, entry, ruling, place < ruling.neighbours))
         return tuple(found)
 
     def _judge(
-        self, question: str, key: Key, candidate: Candidate, entry: Entry, ruling: Ruling, is_looked_at: bool
+        self,
+        question: str,
+        past: Past,
+        key: Key,
+        candidate: Candidate,
+        entry: Entry,
+        ruling: Ruling,
+        is_looked_at: bool,
     ) -> Neighbour:
         return Neighbour(
             similarity=candidate.similarity,
             is_near_enough=is_near_enough(candidate, ruling),
+            turns_similarity=round(past_similarity(past, entry), 6) if ruling.compares_turns else None,
             guards=hear_guards(question, entry.question or "", ruling.guards),
-            objection=self._lookup.find_objection(question, key, candidate, entry, ruling),
+            objection=self._lookup.find_objection(question, past, key, candidate, entry, ruling),
             is_looked_at=is_looked_at,
             stored=self._describe(entry, ruling),
         )

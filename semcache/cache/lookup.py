@@ -12,6 +12,7 @@ from copy import copy
 from time import perf_counter
 from typing import NamedTuple, Protocol, TypeVar
 
+from semcache.cache.conversation import NO_PAST, Past, find_context_objection, read_past
 from semcache.cache.policy import Ruling
 from semcache.cache.provenance import may_be_given
 from semcache.cache.quarantine import Quarantine
@@ -86,7 +87,7 @@ class Lookup:
             return exact
         if key.partition is None or ruling.exact_only is not None or ask.question is None:
             return exact._replace(reason=_first(exact.reason, ruling.exact_only or Reason.EXACT_ONLY))
-        semantic = await self._find_semantic(ask.question, key, ruling, phases_ms)
+        semantic = await self._find_semantic(ask, key, ruling, phases_ms)
         if semantic.match is None:
             return semantic._replace(reason=_first(exact.reason, semantic.reason or Reason.NO_ENTRY))
         return semantic
@@ -99,9 +100,9 @@ class Lookup:
         match = self._match(entry, Tier.EXACT, 1.0, ruling)
         return Finding(match) if isinstance(match, Match) else Finding(None, match)
 
-    async def _find_semantic(self, question: str, key: Key, ruling: Ruling, phases_ms: dict[str, float]) -> Finding:
-        partition = key.partition
-        assert partition is not None
+    async def _find_semantic(self, ask: Ask, key: Key, ruling: Ruling, phases_ms: dict[str, float]) -> Finding:
+        question, partition = ask.question, key.partition
+        assert question is not None and partition is not None
         begun = perf_counter()
         search_ms = 0.0
 
@@ -122,13 +123,21 @@ class Lookup:
         phases_ms["search"] = round(search_ms, 3)
         if not candidates:
             return Finding(None, Reason.NO_ENTRY, vector=vector)
+        try:
+            past = await self.read_past(ask, ruling)
+        except TooLong:
+            return Finding(None, Reason.TOO_LONG, vector=vector)
         begun = perf_counter()
-        match, reason = await self._verify(question, key, candidates, ruling)
+        match, reason = await self._verify(question, past, key, candidates, ruling)
         phases_ms["verify"] = round((perf_counter() - begun) * 1000, 3)
         return Finding(match, reason, best_similarity=candidates[0].similarity, vector=vector)
 
+    async def read_past(self, ask: Ask, ruling: Ruling) -> Past:
+        """The turns before the question, where they need not be equal. Raises TooLong and CacheFault."""
+        return await read_past(ask, ruling, self._embedder) if ruling.compares_turns else NO_PAST
+
     async def _verify(
-        self, question: str, key: Key, candidates: Sequence[Candidate], ruling: Ruling
+        self, question: str, past: Past, key: Key, candidates: Sequence[Candidate], ruling: Ruling
     ) -> tuple[Match | None, Reason | None]:
         stale: Match | None = None
         first: Reason | None = None  # why the nearest was refused
@@ -141,7 +150,7 @@ class Lookup:
                 continue
             # Equal, though not found as equal: it was stored since, while the question was embedded.
             tier = Tier.EXACT if entry.key.exact == key.exact else Tier.SEMANTIC
-            objection = self.find_objection(question, key, candidate, entry, ruling)
+            objection = self.find_objection(question, past, key, candidate, entry, ruling)
             match = objection or self._match(entry, tier, candidate.similarity, ruling)
             if isinstance(match, Reason):
                 first = first or match
@@ -152,7 +161,7 @@ class Lookup:
         return stale, None if stale else first or Reason.NO_ENTRY
 
     def find_objection(
-        self, question: str, key: Key, candidate: Candidate, entry: Entry, ruling: Ruling
+        self, question: str, past: Past, key: Key, candidate: Candidate, entry: Entry, ruling: Ruling
     ) -> Reason | None:
         """Why a candidate that is near enough must not answer: callers called it wrong, a guard has a veto, or it is
         another tenant's and too few vouch for it.
@@ -160,7 +169,7 @@ class Lookup:
         is_equal = entry.key.exact == key.exact
         if not is_equal and self._quarantine.refuses(entry.key.exact, key.exact, candidate.similarity):
             return Reason.FEEDBACK
-        if objection := find_objection(question, entry, ruling):
+        if objection := find_objection(question, entry, ruling) or find_context_objection(past, entry, ruling):
             return objection
         return None if ruling.min_uses == 1 or may_be_given(entry, ruling) else Reason.UNPROVEN
 
