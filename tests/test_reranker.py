@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -244,7 +245,9 @@ def prepared(small: Path, tmp_path_factory: pytest.TempPathFactory) -> model.Pre
     from semcache.cache.reranker_export import export
 
     def here(name: str, source: Path, weights: str, target: Path, progress: model.Progress) -> None:
-        export(source, target, name, weights)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch and transformers warn about themselves
+            export(source, target, name, weights)
 
     return reranker_engines.prepare(str(small), tmp_path_factory.mktemp("rerankers"), export=here)
 
