@@ -188,7 +188,14 @@ class Match(_Section):
     threshold: float = Field(default=0.90, ge=0, le=1)  # cosine; see docs for the error rates of each value
     max_error: None = None  # an error bound learned from evidence comes later
     guards: tuple[Guard, ...] = get_args(Guard)  # asked in this order; docs/decisions.md has what each does
-    reranker: None = None  # comes later
+    # A cross-encoder that reads both questions together, at milliseconds a pair: "shipped", or a sentence-transformers
+    # CrossEncoder by its hub name or folder. null: none. It is asked last, of what the guards let pass.
+    reranker: str | None = Field(default=None, min_length=1)
+    reranker_min: float = Field(default=0.9, ge=0, le=1)  # its least probability; other models want other values
+    # Cosines in which its word counts instead of the threshold's: below the first nothing is a hit, from the second on
+    # it is not asked. All the way up by default, for twins ("turn it on", "turn it off") are nearer than paraphrases.
+    reranker_band: tuple[float, float] = (0.80, 1.0)
+    reranker_deadline: Seconds = 0.25  # for all candidates of a question; past it those left are refused
     neighbours: int = Field(
         default=4, ge=1, le=64
     )  # candidates looked at: the second may pass where a guard vetoed the first
@@ -216,6 +223,9 @@ class Match(_Section):
     def _cuts_are_in_order(self) -> Match:
         if self.answers_differ > self.answers_alike:
             raise ValueError("answers_differ is above answers_alike: two answers cannot differ and be alike")
+        low, high = self.reranker_band
+        if not 0 <= low <= high <= 1:
+            raise ValueError("reranker_band is two cosines from 0 to 1, the lower one first, such as [0.80, 1.0]")
         return self
 
 
