@@ -161,7 +161,10 @@ class Explaining:
         self, plan: Plan, ruling: Ruling, evidence: Evidence, context: Sequence[Member], assumed: Sequence[str]
     ) -> Mapping[str, Any]:
         learned = self._pipeline.learned(plan)
-        verdict, reason = decide(plan, ruling, evidence, learned, self._pipeline.is_being_fetched(plan))
+        found = evidence.finding.match
+        is_circle = found is not None and not plan.items and self._pipeline.turns_in_a_circle(plan, found)
+        is_fetched = self._pipeline.is_being_fetched(plan)
+        verdict, reason = decide(plan, ruling, evidence, learned, is_fetched, is_circle)
         error = plan.targets if isinstance(plan.targets, SemcacheError) and verdict is not Verdict.HIT else None
         match = evidence.finding.match
         question = plan.ask.question
@@ -199,6 +202,7 @@ class Explaining:
             "pools": route.pools,
             "mode": route.match.mode,
             "threshold": ruling.threshold,
+            "context": route.match.context if isinstance(route.match.context, str) else f"last: {route.match.context}",
             "guards": ruling.guards,
             "neighbours": ruling.neighbours,
             "ttl_s": ruling.ttl_s,
@@ -210,17 +214,24 @@ class Explaining:
 
 
 def decide(
-    plan: Plan, ruling: Ruling, evidence: Evidence, learned: Unstorable | None, is_being_fetched: bool
+    plan: Plan,
+    ruling: Ruling,
+    evidence: Evidence,
+    learned: Unstorable | None,
+    is_being_fetched: bool,
+    turns_in_a_circle: bool,
 ) -> tuple[Verdict, Reason | None]:
     """The verdict, and why there is no hit, as the pipeline's `respond` comes to them.
 
     1. What is not looked up, for the caller's or the operator's reasons, goes forward.
-    2. A match is served where the route serves.
+    2. A match is served where the route serves, unless the conversation has its answer already.
     3. An answer must be fetched: refused where it may not or cannot be, else as what the reason says.
     """
     match = evidence.finding.match
     if ruling.skip_lookup is not None:
         reason = ruling.skip_lookup
+    elif match is not None and ruling.may_serve and turns_in_a_circle and not ruling.only_if_cached:
+        reason = Reason.LOOP
     elif match is not None and ruling.may_serve and not (evidence.items_stored and not all(evidence.items_stored)):
         return Verdict.STALE if match.is_stale else Verdict.HIT, None
     elif match is None and learned is not None:
@@ -296,6 +307,7 @@ def _candidate(neighbour: Neighbour) -> Mapping[str, Any]:
     return {
         "similarity": round(neighbour.similarity, 6),
         "threshold": "passes" if neighbour.is_near_enough else "below",
+        "turns_similarity": neighbour.turns_similarity,
         "guards": {
             word.guard: "not built" if word.vetoes is None else "vetoes" if word.vetoes else "passes"
             for word in neighbour.guards
