@@ -151,17 +151,24 @@ def simulate(host: str, port: int, ttft: str, rate: float) -> None:
 
 @main.group()
 def model() -> None:
-    """Embedding models."""
+    """Embedding models, and rerankers."""
 
 
-@model.command(epilog=_examples("semcache model prepare all-MiniLM-L6-v2"))
+@model.command(
+    epilog=_examples(
+        "semcache model prepare all-MiniLM-L6-v2",
+        "semcache model prepare --reranker cross-encoder/quora-distilroberta-base",
+    )
+)
 @click.argument("name", default="all-MiniLM-L6-v2")
+@click.option("--reranker", "is_reranker", is_flag=True, help="It is a cross-encoder, for match.reranker.")
 @_speaks_plainly
-def prepare(name: str) -> None:
+def prepare(name: str, is_reranker: bool) -> None:
     """Check a model's weights and make its int8 ONNX file, once; serving then needs no torch."""
+    from semcache.cache import reranker_engines
     from semcache.cache.model import prepare as prepare_model
 
-    prepared = prepare_model(name, progress=click.echo)
+    prepared = (reranker_engines.prepare if is_reranker else prepare_model)(name, progress=click.echo)
     click.echo(f"{name}: ready in {prepared.folder}")
 
 
