@@ -224,6 +224,13 @@ class Cache:
         """Remove entries; return how many. `Selector(text=...)`, `Selector(entry=...)`; `Selector()` is all."""
         return await self._open().core.store.purge(selector)
 
+    async def settle(self) -> None:
+        """Wait until what was fetched so far is kept, compared and learned from. Nobody needs to, but who measures."""
+        core = self._open().core
+        await core.pipeline.flights.drain()
+        await core.learning.idle()
+        await core.learning.flush()
+
     def stats(self) -> Mapping[str, Mapping[str, object]]:
         return self._open().core.stats()
 

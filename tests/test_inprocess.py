@@ -279,3 +279,13 @@ async def test_a_closed_cache_and_wrong_settings_say_so() -> None:
         await Cache().ask(PARCEL, fetch=Model())
     with pytest.raises(ConfigError, match=r"match\.threshold"):
         Cache({"match": {"threshold": 2}})
+
+
+async def test_once_it_is_settled_every_answer_is_kept_and_nothing_waits_to_be_compared() -> None:
+    model = Model()
+    async with opened({"match": {"learn": "always"}}) as cache:
+        asking = [cache.ask(f"How tall is tower {number}?", fetch=model) for number in range(20)]
+        await asyncio.gather(*asking)
+        await cache.settle()
+        stats = cache.stats()
+        assert (stats["pipeline"]["flights"], stats["pipeline"]["stored"], stats["learning"]["waiting"]) == (0, 20, 0)
