@@ -109,6 +109,9 @@ def _candidates(report: Report) -> Table:
     table = Table(box=None, padding=(0, 1), header_style="dim")
     table.add_column("cosine", justify="right", no_wrap=True)
     table.add_column(f">= {route['threshold']:g}", no_wrap=True)
+    compares_turns = any(each["turns_similarity"] is not None for each in candidates)
+    if compares_turns:
+        table.add_column("turns", justify="right", no_wrap=True)
     table.add_column("guards")
     table.add_column("freshness", no_wrap=True)
     table.add_column("entry", no_wrap=True)
@@ -122,6 +125,7 @@ def _candidates(report: Report) -> Table:
         table.add_row(
             f"{each['similarity']:.3f}",
             Text("passes", "green") if is_near else Text("below", "red"),
+            *([f"{each['turns_similarity'] or 0:.3f}"] if compares_turns else []),
             _guards(each["guards"]),
             Text(each["freshness"], "green" if each["freshness"] == "fresh" else "yellow"),
             entry,

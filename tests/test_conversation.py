@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import numpy as np
 import pytest
 
@@ -278,3 +280,35 @@ async def test_a_tools_output_in_the_users_turn_is_exact_only(tmp_path: Path) ->
         await proxy.ask(talk("What is in src?", call, "Observation: main.py util.py test.py"))
         near = await proxy.ask(talk("What is in src?", call, "Observation: main.py util.py text.py"))
         assert (near.verdict, near.detail) == ("miss", "agent")
+
+
+# What operators are told
+
+
+async def test_an_explanation_tells_how_near_the_turns_are(similar: Proxy) -> None:
+    await similar.ask(talk(OPENING, REPLY, QUESTION))
+    report = await explain(similar, talk("Where can I hand in a parcel in the evening", REPLY, NEAR))
+    assert (report["verdict"], report["reason"]) == ("miss", "context")
+    assert report["route"]["context"] == "similar"
+    (candidate,) = report["candidates"]
+    assert candidate["objection"] == "context"
+    assert 0.3 < candidate["turns_similarity"] < 0.9
+
+
+async def test_an_explanation_of_a_circle_says_so(tmp_path: Path) -> None:
+    async with running_proxy(tmp_path) as proxy:
+        proxy.backend.answer = "In the drawer."
+        circle = talk("Where are the keys?", "In the drawer.", "Where does one keep the keys of this house?")
+        await proxy.ask(circle)
+        report = await explain(proxy, circle)
+        assert (report["verdict"], report["reason"]) == ("miss", "loop")
+        assert (await proxy.ask(circle)).detail == "loop"
+
+
+async def explain(proxy: Proxy, messages: list[dict[str, Any]]) -> Any:
+    asked = {"path": PATH, "body": {"model": "small", "messages": messages}, "key": "sk-test"}
+    async with aiohttp.ClientSession() as http:
+        url = f"http://127.0.0.1:{proxy.app.admin_port}/semcache/explain"
+        async with http.post(url, data=json.dumps(asked).encode()) as response:
+            assert response.status == 200
+            return await response.json()
