@@ -77,7 +77,7 @@ def test_a_purge_must_say_what(tmp_path: Path) -> None:
 async def filled(tmp_path: Path) -> Path:
     """A configuration whose store holds two answers; nothing runs."""
     async with running_proxy(tmp_path) as proxy:
-        await proxy.ask("Where is my parcel?", user="ann")
+        await proxy.ask("Where is the parcel?", user="ann")
         await proxy.ask("How do I change my password?", user="bob")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -91,7 +91,7 @@ def test_export_and_import_carry_everything(filled: Path) -> None:
     backup = filled.parent / "backup.jsonl"
     assert "2 entries exported" in semcache("export", str(backup), "-c", str(filled))
     lines = [json.loads(line) for line in backup.read_text().splitlines()]
-    assert {line.get("question") for line in lines[1:]} == {"Where is my parcel?", "How do I change my password?"}
+    assert {line.get("question") for line in lines[1:]} == {"Where is the parcel?", "How do I change my password?"}
     assert all(line["vector"] for line in lines[1:])
     assert "2 entries purged" in semcache("purge", "--all", "--yes", "-c", str(filled))
     assert "2 entries imported" in semcache("import", str(backup), "-c", str(filled))
@@ -106,7 +106,7 @@ def test_a_purge_by_user_leaves_the_others(filled: Path) -> None:
 def test_an_erased_question_is_in_no_file(filled: Path) -> None:
     folder = filled.parent
     assert any(b"parcel" in path.read_bytes() for path in folder.rglob("cache.db*") if path.is_file())
-    semcache("purge", "--text", "Where is my parcel?", "--erase", "--yes", "-c", str(filled))
+    semcache("purge", "--text", "Where is the parcel?", "--erase", "--yes", "-c", str(filled))
     assert not any(b"parcel" in path.read_bytes() for path in folder.rglob("*") if path.is_file())
     assert not list(folder.rglob("*.index/*")), "the saved index holds the vector"
 

@@ -53,7 +53,7 @@ def find_personal(question: str) -> Personal | None:
 
 
 # Of a longer text the beginning and the end are read. No embedder that ships reads more than the two together.
-_ENDS = 4000
+_ENDS = 2000
 
 _DIGIT = re.compile(r"\d")
 _DIGITS = re.compile(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 # The way is asked for, or the rules are: one answer for everybody.
 GENERAL = r"""
-how (?:do|does|did|can|could|would|should|shall|might|to|must|come|long|else|is it|are|i)
+how (?:do|does|did|will|can|could|would|should|shall|might|to|must|come|long|else|is it|are|i)
 (?:what|where|which|who|when|why|whether)(?: do)? (?:i |we |you )?(?:can|could|should|must|have to|need to|to){told}
 (?:don't|do not|dont) know (?:how|what (?:i|to))
 where do i(?! live)
