@@ -19,6 +19,7 @@ import uvloop
 from semcache import wire
 from semcache.admin import Admin
 from semcache.admit import Admission
+from semcache.answer_judge import PoolJudge
 from semcache.backends.fetch import Fetcher
 from semcache.cache.embedder import Embedder
 from semcache.config import Config
@@ -64,11 +65,13 @@ class App:
         self._unix_socket = unix_socket
         self._own_unix_socket: UnixSocket | None = None
         self._is_stopping = False
-        self.core = Core(config, worker == 0, embedder, clock)
-        self.store, self.index, self.pipeline = self.core.store, self.core.index, self.core.pipeline
+        prices = load_prices()
+        self.ledger = Ledger(prices)
         self.fetcher = Fetcher()
+        self.judge = PoolJudge(config.pools, self.fetcher)
+        self.core = Core(config, worker == 0, embedder, clock, prices, self.judge)
+        self.store, self.index, self.pipeline = self.core.store, self.core.index, self.core.pipeline
         self.request_log = open_log(config.server)
-        self.ledger = Ledger(load_prices())
         recent = RecentRequests(self.request_log)
         self.telemetry = Telemetry(self.stats, self.ledger, recent)
         admission = Admission(config.tenants)
@@ -107,6 +110,7 @@ class App:
     def stats(self) -> dict[str, Mapping[str, object]]:
         return {
             **self.core.stats(),
+            "learning": {**self.core.learning.stats(), **self.judge.stats()},
             "listener": self.listener.stats(),
             "delivery": self.server.deliverer.stats(),
             "feedback": self.feedback.stats(),

@@ -21,8 +21,10 @@ from semcache.cache.store import open_store
 from semcache.cache.upkeep import Upkeep
 from semcache.config import Config
 from semcache.errors import CacheFault, StoreFault
+from semcache.learning import AnswerJudge, Learning
 from semcache.pipeline import Pipeline
 from semcache.planning import Planner
+from semcache.usage import PriceList, load_prices
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +38,11 @@ class Core:
         leads: bool = True,
         embedder: Embedder | None = None,
         clock: Callable[[], float] = time.time,
+        prices: PriceList | None = None,
+        judge: AnswerJudge | None = None,
     ) -> None:
-        """`leads`: it looks after the store that it shares with other processes, and saves the index.
+        """`leads`: it looks after the store that it shares with other processes, and saves the index. `judge`: who says
+        whether two answers are the same where texts and vectors do not; None: nobody does.
 
         `embedder` and `clock` (unix seconds) are given by tests. Raises StartError when the model is not prepared.
         """
@@ -50,7 +55,9 @@ class Core:
         self.index = Index(self.embedder.dimensions, self.embedder.stamp, snapshot_folder(config))
         self.planner = Planner(config, self.embedder.stamp)
         lookup = Lookup(self.index, self.store, self.embedder, clock, self.store.quarantine)
-        self.pipeline = Pipeline(lookup, self.embedder, self.store, clock)
+        cost_usd = (prices or load_prices()).cost_usd
+        self.learning = Learning(config.routes, self.embedder, self.store, clock, cost_usd, judge)
+        self.pipeline = Pipeline(lookup, self.embedder, self.store, clock, self.learning)
         self.explainer = Explainer(lookup, self.index, self.store, self.embedder, clock)
         self.upkeep = Upkeep(self.store, self._save_snapshot, leads=leads, clock=clock)
         self.store.on_erase = self._forget_snapshot
@@ -68,6 +75,7 @@ class Core:
     def follow(self) -> None:
         """Begin to follow the store, for good: the index catches up meanwhile."""
         self.upkeep.start()
+        self.learning.start()
         self._following = asyncio.create_task(self._catch_up())
 
     async def caught_up(self) -> None:
@@ -98,6 +106,7 @@ class Core:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
         await self.upkeep.stop()
+        await self.learning.stop()
         await self.embedder.close()
         try:
             await asyncio.to_thread(self._save_snapshot)
@@ -113,6 +122,7 @@ class Core:
             "index": self.index.stats(),
             "store": self.store.stats(),
             "upkeep": self.upkeep.stats(),
+            "learning": self.learning.stats(),
         }
 
     async def _forget_snapshot(self) -> None:

@@ -74,12 +74,13 @@ class Store(Protocol):
 class Learner(Protocol):
     """Who learns from fresh answers that come where stored ones were near."""
 
-    def learn(self, plan: Plan, finding: Finding, answer: Answer) -> None:
-        """A request was forwarded for which `finding` had considered candidates. Returns at once, raises nothing."""
+    def learn(self, plan: Plan, finding: Finding, reading: Reading, fetch_s: float) -> None:
+        """A request was forwarded that was looked up as `finding` says, and the flight has landed. Returns at once,
+        raises nothing. `fetch_s`: from the request to the end of its answer."""
 
 
 class LearnNothing:
-    def learn(self, plan: Plan, finding: Finding, answer: Answer) -> None: ...
+    def learn(self, plan: Plan, finding: Finding, reading: Reading, fetch_s: float) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,21 +355,22 @@ class Pipeline:
     async def _fetch(self, plan: Plan, ruling: Ruling, finding: Finding, source: Source, recording: Recording) -> None:
         """The task of a flight: write the recording to its end, and keep the answer if it may be kept."""
         since_seq = self._store.last_seq  # a purge after this beats what we are about to fetch
+        begun = monotonic()
         try:
             reading = await source(plan, recording)
-            if finding.considered and reading.unstorable is None and reading.answer is not None:
-                self._learner.learn(plan, finding, reading.answer)
+            fetch_s = monotonic() - begun
             if recording.is_stream:
                 recording.finish(reading)  # the client has its end now; the flight lands when the entry is durable
                 await self._keep(plan, ruling, finding.vector, recording, reading, since_seq)
-                return
-            # A JSON answer waits a moment for the store's word, so that its header can say `stored`.
-            patience = asyncio.get_running_loop().call_later(JSON_ACK_S, recording.finish, reading)
-            try:
-                recording.stored = await self._keep(plan, ruling, finding.vector, recording, reading, since_seq)
-            finally:
-                patience.cancel()
-            recording.finish(reading)
+            else:
+                # A JSON answer waits a moment for the store's word, so that its header can say `stored`.
+                patience = asyncio.get_running_loop().call_later(JSON_ACK_S, recording.finish, reading)
+                try:
+                    recording.stored = await self._keep(plan, ruling, finding.vector, recording, reading, since_seq)
+                finally:
+                    patience.cancel()
+                recording.finish(reading)
+            self._learner.learn(plan, finding, reading, fetch_s)
         except SemcacheError as error:
             recording.fail(error)
         except Exception as exc:  # the top of a task: whoever follows must get an answer

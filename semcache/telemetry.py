@@ -38,6 +38,8 @@ COUNTERS: Mapping[str, frozenset[str]] = {
         "backends": "requests failovers",
         "feedback": "wrong right unknown",
         "embedder": "texts remembered joined too_long faults refused late skipped seconds",
+        "learning": "dropped incomparable unsure lost embed_seconds judge_yes judge_no judge_unclear judge_faults "
+        "judge_refused judge_over_budget judge_too_long",
         "index": "folds folds_failed fold_seconds vectors_refused snapshots_saved snapshots_damaged snapshots_foreign",
         "pipeline": "led joined stored",
         "request_log": "lines_written lines_dropped lines_lost",
@@ -49,6 +51,7 @@ COUNTERS: Mapping[str, frozenset[str]] = {
 # Figures whose names begin so are counted by kind, of whatever part: the prefix names the metric, the rest is a label.
 KINDS: Mapping[str, tuple[str, str, str]] = {  # prefix -> metric, what it tells, the label's name
     "fault_": ("faults", "Failures inside the cache, by part and kind.", "kind"),
+    "observed_": ("observations", "Fresh answers held against stored ones, by occasion and what it showed.", "kind"),
     "refused_": ("refused", "What a part turned away, by part and kind.", "kind"),
     "unstorable_": ("unstorable", "Answers not kept, by reason.", "reason"),
 }

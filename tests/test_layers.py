@@ -42,11 +42,15 @@ STOREYS: tuple[tuple[set[str], ...], ...] = (
             "simulate_vectors",
         },
     ),
-    ({"pipeline", "planning", "forwarding", "batches", "delivery", "pacing", "feedback", "explaining"},),
+    (
+        {"pipeline", "planning", "forwarding", "batches", "delivery", "pacing", "feedback", "explaining"}
+        | {"answer_judge", "learning", "shadow"},
+    ),
     ({"server"}, {"admin"}, {"tuning"}),
     (
         {"core", "inprocess", "threaded", "langchain", "langchain_prompts", "httpx_transport"}
-        | {"app", "cli", "demo", "demo_asking", "demo_questions", "demo_screen", "explain_screen", "tune", "__main__"},
+        | {"app", "cli", "demo", "demo_asking", "demo_questions", "demo_screen", "__main__"}
+        | {"explain_screen", "shadow_screen", "tune"},
     ),
 )
 PLACE = {

@@ -70,6 +70,7 @@ class Job:
     text: str
     digest: bytes
     asks: list[Ask[Any]] = field(default_factory=list)
+    remember: bool = True
 
     def waiting(self) -> list[Ask[Any]]:
         return [ask for ask in self.asks if not ask.future.done()]
@@ -128,8 +129,12 @@ class Embedder:
     def __repr__(self) -> str:
         return f"<Embedder {self.stamp} {self.stats()}>"
 
-    async def embed(self, text: str, then: Callable[[Vector], T], deadline_s: float | None = None) -> T:
+    async def embed(
+        self, text: str, then: Callable[[Vector], T], deadline_s: float | None = None, *, remember: bool = True
+    ) -> T:
         """Return `then(vector)`: a plain function, run on an embedding thread, perhaps at once with others.
+
+        `remember`: False for what is no question, and must not take the place of one that will be asked again.
 
         Raises what `then` raises; TooLong when the model cannot read all of the text, so that its vector must not be
         used; EmbedderFault when there is no vector within `deadline_s` (default: `embedder.deadline`), or soon enough
@@ -145,7 +150,7 @@ class Embedder:
             self._count["remembered"] += 1
             self._searching.put((ask, known))
         else:
-            self._enqueue(ask, text, digest)
+            self._enqueue(ask, text, digest, remember)
         timer = self._loop.call_later(self._deadline_s if deadline_s is None else deadline_s, self._expire, ask)
         try:
             return await future
@@ -162,7 +167,7 @@ class Embedder:
             self._count["too_long"] += 1
             raise TooLong("holds code points that are no characters") from exc
 
-    def _enqueue(self, ask: Ask[Any], text: str, digest: bytes) -> None:
+    def _enqueue(self, ask: Ask[Any], text: str, digest: bytes, remember: bool) -> None:
         if not self._pulse.admits():
             self._count["refused"] += 1
             raise EmbedderFault("the engine does not answer")
@@ -171,11 +176,12 @@ class Embedder:
         if job is not None:
             self._count["joined"] += 1
             job.asks.append(ask)
+            job.remember |= remember
             return
         if self._embedding.depth >= self._max_queue:
             self._count["refused"] += 1
             raise EmbedderFault(f"{self._max_queue} questions wait already")
-        self._jobs[digest] = job = Job(text, digest, [ask])
+        self._jobs[digest] = job = Job(text, digest, [ask], remember)
         self._embedding.put(job)
 
     def _expire(self, ask: Ask[Any]) -> None:
@@ -268,12 +274,14 @@ class Embedder:
         self._pulse.beat()
         if isinstance(reply, TooLong):
             self._count["too_long"] += 1
-            self._remembered[job.digest] = reply.message
+            if job.remember:
+                self._remembered[job.digest] = reply.message
             for ask in job.waiting():
                 ask.fail(TooLong(reply.message))
             return
         self._count["texts"] += 1
-        self._remembered[job.digest] = reply
+        if job.remember:
+            self._remembered[job.digest] = reply
         for ask in job.waiting():
             self._searching.put((ask, reply))
 
