@@ -186,8 +186,15 @@ class AnswersJudge(_Section):
 class Match(_Section):
     mode: Literal["serve", "shadow", "off"] = "serve"  # shadow: look up, forward all the same, compare
     threshold: float = Field(default=0.90, ge=0, le=1)  # cosine; see docs for the error rates of each value
-    max_error: None = None  # an error bound learned from evidence comes later
+    # Of the answers served as semantic hits, at most this share is wrong, with 95 % confidence: semcache learns from
+    # evidence which candidates keep that, and threshold and judge are not asked. null: the threshold decides.
+    max_error: Annotated[float, Field(gt=0, le=0.5)] | None = None
+    explore: float = Field(default=0.05, ge=0, le=0.5)  # of would-be hits: this share at most is forwarded to learn
+    explore_usd: Annotated[float, Field(ge=0)] | None = None  # a day, spent on exploring by a process; null: no limit
     guards: tuple[Guard, ...] = get_args(Guard)  # asked in this order; docs/decisions.md has what each does
+    # The least probability, of the pair judge, that a stored answer serves; null: it is not asked.
+    judge: Annotated[float, Field(ge=0, le=1)] | None = None
+    judge_weights: str | None = None  # a file of `semcache tune train`; null: the weights that come with semcache
     # A cross-encoder that reads both questions together, at milliseconds a pair: "shipped", or a sentence-transformers
     # CrossEncoder by its hub name or folder. null: none. It is asked last, of what the guards let pass.
     reranker: str | None = Field(default=None, min_length=1)

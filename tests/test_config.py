@@ -68,7 +68,7 @@ def test_an_environment_value_cannot_add_settings() -> None:
         ("match: {threshold: 1.5}", ["match.threshold", "1.5", "less than or equal to 1"]),
         ("match: {thresold: 0.9}", ["match.thresold", "no such setting", "reference.yaml"]),
         ("cache: {ttl: 3 weeks}", ["cache.ttl", "3 weeks", "24h"]),
-        ("match: {max_error: 0.01}", ["match.max_error", "0.01"]),
+        ("match: {max_error: 0.6}", ["match.max_error", "0.6", "less than or equal to 0.5"]),
         ("pools: {a: {backends: [{url: 'htp://a'}]}}", ["pools.a.backends[0].url", "htp://a", "http://127.0.0.1"]),
         ("pools: {a: {backends: [{url: 'http://h:99999/v1'}]}}", ["pools.a.backends[0].url", "valid port"]),
         ("pools: {a: {backends: [{url: 'http://me:pw@h/v1'}]}}", ["pools.a.backends[0].url", "api_key"]),

@@ -15,7 +15,7 @@ from semcache.errors import EmbedderFault
 from semcache.types import Answer, Ask, Candidate, Entry, Form, Key, Reason, Scope, Tier, Traits, Vector
 from tests.fakes import Clock, WordsEmbedder
 
-PARCEL = "Where is my parcel right now please"
+PARCEL = "Where are parcels sorted right after pickup please"
 PATH = "/v1/chat/completions"
 ASK = Ask("openai", "chat/completions", PATH, "m", PARCEL, b"{}", False, False, None, Traits(), b"")
 KEY = Key(b"exact", b"partition")
@@ -118,7 +118,7 @@ async def test_an_equal_question_stored_while_this_one_was_embedded_is_an_exact_
 
 async def test_the_second_candidate_may_pass_where_a_guard_vetoed_the_first(lookup: Lookup, shelf: Shelf) -> None:
     shelf.add(PARCEL + " 7")
-    shelf.add("Where is my parcel right now")
+    shelf.add("Where are parcels sorted right after pickup")
     assert await find(lookup) == ("entry-2", None)
 
 
@@ -130,7 +130,7 @@ async def test_the_reason_is_what_stopped_the_nearest(lookup: Lookup, shelf: She
 
 async def test_a_fresh_answer_is_preferred_to_a_nearer_stale_one(lookup: Lookup, shelf: Shelf) -> None:
     shelf.add(PARCEL, age_s=70)
-    shelf.add("Where is my parcel right now")
+    shelf.add("Where are parcels sorted right after pickup")
     assert await find(lookup) == ("entry-2", None)
 
 

@@ -128,7 +128,7 @@ class Bound:
         seconds. `chance`: uniform in [0, 1), decides what is explored.
         """
         self.mark = float(int.from_bytes(blake2b(repr((stamp, NAMES)).encode(), digest_size=3).digest()))
-        self._kin = kin
+        self.kin = kin
         self._clock = clock
         self._chance = chance
         self._everywhere = _Evidence()
@@ -155,26 +155,40 @@ class Bound:
         bound = limits.max_error
         if bound not in self._bounds:
             self._bounds.add(bound)
-            self._everywhere.new = own.new = WINDOW  # fit for this bound, too
+            for evidence in (own, self._everywhere):
+                evidence.new = WINDOW  # fit for this bound, too
             self._due.set()
-        cut, weights, _ = self._standing(own, bound)
-        if weights is None:
-            self._count["without_evidence"] += 1
-            return Decision(0.5, Reason.BOUND)
-        score = float(x @ weights)
-        probability = 1 / (1 + exp(-max(-30.0, min(30.0, score))))
-        if cut is None or score < cut.score:
-            self._count["without_evidence" if cut is None else "below_cut"] += 1
-            return Decision(probability, Reason.BOUND)
-        is_near = score < cut.score + NEAR
+        decision, above_cut = self._judge(x, own, bound)
+        if decision.reason is not None:
+            self._count["below_cut" if above_cut is not None else "without_evidence"] += 1
+            return decision
+        assert above_cut is not None
+        is_near = above_cut < NEAR
         share = min(1.0, limits.explore * (NEAR_TIMES if is_near else FAR_TIMES))
         self._credit = min(1.0, self._credit + limits.explore)
         if self._credit >= 1.0 and self._chance() < share and self._may_spend(limits):
             self._credit -= 1.0
             self._count["explored" if is_near else "audited"] += 1
-            return Decision(probability, Reason.EXPLORING, Occasion.EXPLORE if is_near else Occasion.AUDIT, share)
+            occasion = Occasion.EXPLORE if is_near else Occasion.AUDIT
+            return Decision(decision.probability, Reason.EXPLORING, occasion, share)
         self._count["served"] += 1
-        return Decision(probability, None)
+        return decision
+
+    def preview(self, group: bytes, features: Sequence[float], limits: Limits) -> Decision:
+        """What `decide` would say, exploring aside. Leaves no trace."""
+        x: Floats = scaled(np.array([features]))[0]
+        return self._judge(x, self._groups.get(group) or _Evidence(), limits.max_error)[0]
+
+    def _judge(self, x: Floats, own: _Evidence, bound: float) -> tuple[Decision, float | None]:
+        """Serve or refuse, and how far above the cut the candidate is; None: there is no cut."""
+        cut, weights, _ = self._standing(own, bound)
+        if weights is None:
+            return Decision(0.5, Reason.BOUND), None
+        score = float(x @ weights)
+        probability = 1 / (1 + exp(-max(-30.0, min(30.0, score))))
+        if cut is None:
+            return Decision(probability, Reason.BOUND), None
+        return Decision(probability, Reason.BOUND if score < cut.score else None), score - cut.score
 
     def opinion(self, group: bytes, max_error: float) -> Opinion:
         own = self._groups.get(group) or _Evidence()
@@ -235,7 +249,7 @@ class Bound:
         right, wrong = self.record(it.entry_key)
         self._records[it.entry_key] = Record(right + it.same, wrong + (not it.same))
         if it.same and it.how is not How.FEEDBACK and it.asked != it.entry_key:
-            self._kin.join(it.entry_key, it.asked)
+            self.kin.join(it.entry_key, it.asked)
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._fit_when_due())
@@ -293,7 +307,7 @@ class Bound:
             **self._count,
             "groups": len(self._groups),
             "observations": len(self._everywhere.served),
-            "kin": len(self._kin),
+            "kin": len(self.kin),
             "bounds": len(self._bounds),
             "bounds_held": len(cuts),  # those that everybody's evidence supports
             "spent_usd": self._spent_usd,

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from semcache.cache.context_view import without_secrets
-from semcache.cache.conversation import Past, past_similarity
+from semcache.cache.conversation import past_similarity
 from semcache.cache.guards import GUARDS
-from semcache.cache.lookup import Embedder, Index, Lookup, judge_age
+from semcache.cache.lookup import Asked, Embedder, Index, Lookup, judge_age
 from semcache.cache.policy import Ruling
 from semcache.cache.store_log import Home
 from semcache.cache.verify import is_near_enough
@@ -101,7 +101,7 @@ class Explainer:
         self, lookup: Lookup, index: SizedIndex, store: Store, embedder: Embedder, clock: Callable[[], float]
     ) -> None:
         """`lookup`: the one that requests meet."""
-        self._lookup = lookup.reading_from(_Onlooker(store))
+        self._lookup = lookup.looking_on(_Onlooker(store))
         self._index = index
         self._store = store
         self._embedder = embedder
@@ -149,32 +149,24 @@ class Explainer:
             return ()
         past = await self._lookup.read_past(ask, ruling)
         wanted = max(SHOWN_CANDIDATES, ruling.neighbours)
-        candidates = await self._embedder.embed(
-            ask.question, lambda vector: self._index.search(partition, vector, wanted)
+        vector, candidates = await self._embedder.embed(
+            ask.question, lambda vector: (vector, self._index.search(partition, vector, wanted))
         )
+        asked = Asked(ask.question, vector, past, key)
         found = []
         for place, candidate in enumerate(candidates[:SHOWN_CANDIDATES]):
             entry = await self._store.peek(candidate.seq)
             if entry is not None:
-                found.append(self._judge(ask.question, past, key, candidate, entry, ruling, place < ruling.neighbours))
+                found.append(self._judge(asked, candidate, entry, ruling, place < ruling.neighbours))
         return tuple(found)
 
-    def _judge(
-        self,
-        question: str,
-        past: Past,
-        key: Key,
-        candidate: Candidate,
-        entry: Entry,
-        ruling: Ruling,
-        is_looked_at: bool,
-    ) -> Neighbour:
+    def _judge(self, asked: Asked, candidate: Candidate, entry: Entry, ruling: Ruling, is_looked_at: bool) -> Neighbour:
         return Neighbour(
             similarity=candidate.similarity,
             is_near_enough=is_near_enough(candidate, ruling),
-            turns_similarity=round(past_similarity(past, entry), 6) if ruling.compares_turns else None,
-            guards=hear_guards(question, entry.question or "", ruling.guards),
-            objection=self._lookup.find_objection(question, past, key, candidate, entry, ruling),
+            turns_similarity=round(past_similarity(asked.past, entry), 6) if ruling.compares_turns else None,
+            guards=hear_guards(asked.question, entry.question or "", ruling.guards),
+            objection=self._lookup.find_objection(asked, candidate, entry, ruling),
             is_looked_at=is_looked_at,
             stored=self._describe(entry, ruling),
         )

@@ -29,6 +29,7 @@ REASONS: Mapping[Reason, str] = {
     Reason.FEEDBACK: "the nearest stored answer was called wrong, for this question or for others as near",
     Reason.UNPROVEN: "the nearest stored answer was brought by another tenant, and too few have fetched the same "
     "(cache.min_uses)",
+    Reason.JUDGE: "the pair judge does not think that the nearest stored answer serves",
     Reason.BOUND: "a stored answer is near, but the evidence does not show that such answers are wrong as seldom as "
     "match.max_error allows",
     Reason.EXPLORING: "a stored answer would serve, but the request is forwarded to see how a fresh one compares "

@@ -9,16 +9,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
+from math import log
 from time import perf_counter
 from typing import NamedTuple, Protocol, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
+from semcache.cache.bound import Bound, group_of
 from semcache.cache.conversation import NO_PAST, Past, find_context_objection, read_past
+from semcache.cache.guards import prepare
+from semcache.cache.kinship import Kin
 from semcache.cache.policy import Ruling
 from semcache.cache.provenance import may_be_given
 from semcache.cache.quarantine import Quarantine
-from semcache.cache.verify import find_objection, is_near_enough
+from semcache.cache.verify import find_objection
+from semcache.cache.witnesses import Neighbour, read_witnesses
 from semcache.errors import TooLong
-from semcache.types import CLOCK_SKEW_S, Ask, Candidate, Entry, Finding, Key, Match, Reason, Tier, Vector
+from semcache.types import (
+    CLOCK_SKEW_S,
+    Ask,
+    Candidate,
+    Considered,
+    Entry,
+    Finding,
+    Key,
+    Match,
+    Reason,
+    Tier,
+    Vector,
+)
 
 T = TypeVar("T")
 
@@ -46,6 +66,31 @@ class Entries(Protocol):
     def touch(self, seq: int) -> None: ...
 
 
+class Judge(Protocol):
+    def judge(
+        self, asked: str, vector: Vector, stored: Sequence[str], vectors: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """For each stored question the probability, shape (n,), that its answer serves. `vectors`: shape (n, d)."""
+
+
+class NoJudge:
+    """Knows nothing about any pair."""
+
+    def judge(
+        self, asked: str, vector: Vector, stored: Sequence[str], vectors: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        return np.full(len(stored), 0.5, np.float32)
+
+
+class Asked(NamedTuple):
+    """A question as it is compared with stored ones."""
+
+    question: str
+    vector: Vector
+    past: Past
+    key: Key
+
+
 class Lookup:
     def __init__(
         self,
@@ -54,18 +99,26 @@ class Lookup:
         embedder: Embedder,
         clock: Callable[[], float],
         quarantine: Quarantine | None = None,
+        judge: Judge = NoJudge(),
+        bound: Bound | None = None,
     ) -> None:
-        """`quarantine`: what feedback keeps from being served; None: nothing."""
+        """`quarantine`: what feedback keeps from being served; None: nothing. `bound`: for routes with an error bound;
+        None: one that never sees evidence, and so serves nothing.
+        """
         self._index = index
         self._entries = entries
         self._embedder = embedder
         self._clock = clock
         self._quarantine = Quarantine() if quarantine is None else quarantine
+        self._judge = judge
+        self.bound = Bound("", Kin(lambda answer: None), clock) if bound is None else bound
+        self._decide = self.bound.decide
 
-    def reading_from(self, entries: Entries) -> Lookup:
-        """The same lookup on another view of the store."""
+    def looking_on(self, entries: Entries) -> Lookup:
+        """The same lookup on another view of the store, for one who only looks: nothing is learned or explored."""
         other = copy(self)
         other._entries = entries
+        other._decide = self.bound.preview
         return other
 
     def find_in_memory(self, key: Key, ruling: Ruling) -> Match | None:
@@ -109,7 +162,9 @@ class Lookup:
         def search(vector: Vector) -> tuple[Vector, Sequence[Candidate]]:  # runs on the embedding thread
             nonlocal search_ms
             started = perf_counter()
-            candidates = self._index.search(partition, vector, ruling.neighbours)
+            candidates = self._index.search(partition, vector, ruling.searched)
+            if candidates and candidates[0].similarity >= ruling.floor:
+                prepare(question, ruling.guards)
             search_ms = (perf_counter() - started) * 1000
             return vector, candidates
 
@@ -128,50 +183,103 @@ class Lookup:
         except TooLong:
             return Finding(None, Reason.TOO_LONG, vector=vector)
         begun = perf_counter()
-        match, reason = await self._verify(question, past, key, candidates, ruling)
+        verify = self._verify if ruling.limits is None else self._verify_within_bound
+        finding = await verify(Asked(question, vector, past, key), candidates, ruling)
         phases_ms["verify"] = round((perf_counter() - begun) * 1000, 3)
-        return Finding(match, reason, best_similarity=candidates[0].similarity, vector=vector)
+        return finding._replace(best_similarity=candidates[0].similarity, vector=vector)
 
     async def read_past(self, ask: Ask, ruling: Ruling) -> Past:
         """The turns before the question, where they need not be equal. Raises TooLong and CacheFault."""
         return await read_past(ask, ruling, self._embedder) if ruling.compares_turns else NO_PAST
 
-    async def _verify(
-        self, question: str, past: Past, key: Key, candidates: Sequence[Candidate], ruling: Ruling
-    ) -> tuple[Match | None, Reason | None]:
+    async def _verify(self, asked: Asked, candidates: Sequence[Candidate], ruling: Ruling) -> Finding:
+        """The nearest candidate above the threshold that nothing speaks against."""
+        considered: list[Considered] = []
         stale: Match | None = None
         first: Reason | None = None  # why the nearest was refused
         for candidate in candidates:
-            if not is_near_enough(candidate, ruling):
+            if candidate.similarity < ruling.floor:
                 first = first or Reason.BELOW_THRESHOLD
                 break
             entry = await self._read(candidate.seq)
             if entry is None:  # purged or damaged since the search: it was never there
                 continue
-            # Equal, though not found as equal: it was stored since, while the question was embedded.
-            tier = Tier.EXACT if entry.key.exact == key.exact else Tier.SEMANTIC
-            objection = self.find_objection(question, past, key, candidate, entry, ruling)
-            match = objection or self._match(entry, tier, candidate.similarity, ruling)
+            is_near = candidate.similarity >= ruling.threshold
+            objection = self.find_objection(asked, candidate, entry, ruling) if is_near else Reason.BELOW_THRESHOLD
+            considered.append(Considered(entry, candidate.similarity, objection))
+            match = objection or self._match(entry, _tier(asked, entry), candidate.similarity, ruling)
             if isinstance(match, Reason):
                 first = first or match
             elif not match.is_stale:
-                return match, None
+                return Finding(match, considered=tuple(considered))
             else:
                 stale = stale or match  # a fresh one a little further away is better
-        return stale, None if stale else first or Reason.NO_ENTRY
+        return Finding(stale, None if stale else first or Reason.NO_ENTRY, considered=tuple(considered))
 
-    def find_objection(
-        self, question: str, past: Past, key: Key, candidate: Candidate, entry: Entry, ruling: Ruling
-    ) -> Reason | None:
-        """Why a candidate that is near enough must not answer: callers called it wrong, a guard has a veto, or it is
-        another tenant's and too few vouch for it.
+    async def _verify_within_bound(self, asked: Asked, candidates: Sequence[Candidate], ruling: Ruling) -> Finding:
+        """The nearest candidate that nothing speaks against, if the evidence allows it; see bound.py."""
+        assert ruling.limits is not None
+        near = []
+        for candidate in candidates:
+            entry = await self._read(candidate.seq) if candidate.similarity >= ruling.floor else None
+            if entry is not None:
+                near.append((candidate, entry))
+        first: Reason | None = None
+        for candidate, entry in near[: ruling.neighbours]:
+            objection = self.find_objection(asked, candidate, entry, ruling)
+            match = objection or self._match(entry, _tier(asked, entry), candidate.similarity, ruling)
+            if isinstance(match, Reason):
+                first = first or match
+                continue
+            if match.tier is Tier.EXACT:
+                return Finding(match)
+            features = self.weigh(asked, candidate, entry, near)
+            group = group_of(entry.scope)
+            decision = self._decide(group, features[1:], ruling.limits)
+            considered = (Considered(entry, candidate.similarity, decision.reason, decision.probability, features),)
+            if decision.reason is None or (decision.reason is Reason.EXPLORING and ruling.only_if_cached):
+                return Finding(match, considered=considered)
+            return Finding(None, decision.reason, None, None, considered, decision.occasion, decision.share)
+        return Finding(None, first or Reason.BELOW_THRESHOLD)
+
+    def weigh(
+        self, asked: Asked, candidate: Candidate, entry: Entry, near: Sequence[tuple[Candidate, Entry]]
+    ) -> tuple[float, ...]:
+        """What speaks for a candidate, one of `near`: the mark of its kind, then the features of witnesses.py."""
+        kin = self.bound.kin
+        around = [Neighbour(other.similarity, kin.name(stored)) for other, stored in near]
+        features = read_witnesses(
+            Neighbour(candidate.similarity, kin.name(entry)),
+            around,
+            self.judge_odds(asked, entry),
+            self.bound.record(entry.key.exact),
+            entry.age_s(self._clock()),
+        )
+        return self.bound.mark, *features
+
+    def judge_odds(self, asked: Asked, entry: Entry) -> float:
+        """The pair judge's log-odds that the stored answer serves."""
+        if entry.question is None or entry.vector is None:
+            return 0.0
+        (probability,) = self._judge.judge(asked.question, asked.vector, [entry.question], entry.vector[np.newaxis])
+        return log_odds(float(probability))
+
+    def find_objection(self, asked: Asked, candidate: Candidate, entry: Entry, ruling: Ruling) -> Reason | None:
+        """Why a candidate that is near enough must not answer: callers called it wrong, a guard has a veto, the turns
+        before differ, it is another tenant's and too few vouch for it, or the pair judge doubts it.
         """
-        is_equal = entry.key.exact == key.exact
-        if not is_equal and self._quarantine.refuses(entry.key.exact, key.exact, candidate.similarity):
+        is_equal = entry.key.exact == asked.key.exact
+        if not is_equal and self._quarantine.refuses(entry.key.exact, asked.key.exact, candidate.similarity):
             return Reason.FEEDBACK
-        if objection := find_objection(question, entry, ruling) or find_context_objection(past, entry, ruling):
+        if objection := find_objection(asked.question, entry, ruling):
             return objection
-        return None if ruling.min_uses == 1 or may_be_given(entry, ruling) else Reason.UNPROVEN
+        if objection := find_context_objection(asked.past, entry, ruling):
+            return objection
+        if ruling.min_uses != 1 and not may_be_given(entry, ruling):
+            return Reason.UNPROVEN
+        if ruling.judge is not None and not is_equal and self.judge_odds(asked, entry) < log_odds(ruling.judge):
+            return Reason.JUDGE
+        return None
 
     async def standing(self, key: Key) -> Entry | None:
         """The entry that has this exact key now, whatever its age and whoever asks. Raises CacheFault."""
@@ -210,6 +318,16 @@ def judge_age(entry: Entry, ruling: Ruling, now: float) -> Freshness:
     if ruling.max_stale_s is not None:
         grace_s = min(grace_s, ruling.max_stale_s)
     return Freshness(left_s, age_s, Reason.EXPIRED if left_s <= 0 and left_s + grace_s <= 0 else None)
+
+
+def _tier(asked: Asked, entry: Entry) -> Tier:
+    """Equal, though not found as equal: it was stored since, while the question was embedded."""
+    return Tier.EXACT if entry.key.exact == asked.key.exact else Tier.SEMANTIC
+
+
+def log_odds(probability: float) -> float:
+    inside = min(max(probability, 1e-6), 1 - 1e-6)
+    return log(inside / (1 - inside))
 
 
 def _first(exact: Reason | None, later: Reason) -> Reason:

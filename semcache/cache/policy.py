@@ -15,12 +15,17 @@ from typing import Any, Literal
 import http_sf
 
 from semcache.cache.agent_loop import is_agent_step
+from semcache.cache.bound import Limits
 from semcache.cache.conversation import loses_its_meaning
 from semcache.cache.personal import Personal, find_personal
 from semcache.cache.time_bound import is_time_bound
+from semcache.cache.witnesses import WITNESSES
 from semcache.config import Cache, Match
 from semcache.errors import ClientError
 from semcache.types import Ask, Reason
+
+BOUND_FLOOR = 0.60  # cosine: on labelled streams, no bound up to 5 % ever let anything pass below 0.65
+SHADOW_FLOOR = 0.70  # cosine: the lowest threshold that is reported on
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,7 @@ class Ruling:
     may_coalesce: bool
     only_if_cached: bool
     threshold: float  # cosine
-    neighbours: int
+    neighbours: int  # that may be proposed
     guards: tuple[str, ...]
     ttl_s: float
     grace_s: float
@@ -62,6 +67,19 @@ class Ruling:
     min_uses: int = 1
     asker: str = ""
     personal: Personal | None = None  # set: the answer is for one person, and so is the exact key
+    learn_from: float = 1.0  # cosine: candidates from here on are judged, though they may not be served
+    judge: float | None = None  # the least probability that the pair judge must give; None: it is not asked
+    limits: Limits | None = None  # set: the error bound decides, in the place of the threshold
+
+    @property
+    def floor(self) -> float:
+        """What is further away is not looked at."""
+        return min(self.threshold, self.learn_from)
+
+    @property
+    def searched(self) -> int:
+        """How many neighbours are searched for: those that may be proposed, and witnesses."""
+        return self.neighbours if self.limits is None else max(self.neighbours, WITNESSES)
 
     @property
     def compares_turns(self) -> bool:
@@ -89,7 +107,7 @@ def rule(ask: Ask, cache: Cache, match: Match) -> Ruling:
         may_store=storable,
         may_coalesce=storable and match.mode == "serve",
         only_if_cached=False,
-        threshold=match.threshold,
+        threshold=match.threshold if match.max_error is None else BOUND_FLOOR,
         neighbours=match.neighbours,
         guards=match.guards,
         ttl_s=min(cache.ttl, longest_s),
@@ -98,6 +116,9 @@ def rule(ask: Ask, cache: Cache, match: Match) -> Ruling:
         max_stale_s=None,
         context_threshold=match.context_threshold if match.context == "similar" and ask.turns else None,
         personal=personal,
+        learn_from=SHADOW_FLOOR if match.mode == "shadow" else 1.0,
+        judge=match.judge if match.max_error is None else None,  # the bound has asked it already
+        limits=None if match.max_error is None else Limits(match.max_error, match.explore, match.explore_usd),
     )
 
 
