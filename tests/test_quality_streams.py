@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from loadtests.quality_replay import Row, Stream, Tally, false_hits, label, replay, shuffled, tally
-from loadtests.quality_streams import BARE, Run, Strategy, Sweep, files_of, main, of_hits, of_requests
+from loadtests.quality_strategies import BARE, Run, Strategy, Sweep, of_hits, of_requests
+from loadtests.quality_streams import files_of, main
 from loadtests.quality_tables import BoundedLine
 from semcache.types import Vector
 from tests.fakes import WordsEmbedder
