@@ -45,9 +45,14 @@ def is_agent_step(question: str, turns: Sequence[Turn]) -> bool:
     if not turns:
         return False
     last = turns[-1]
-    if last.role == "assistant" and last.text is not None and _CALL.search(_ends_of(last.text)):
+    if last.role == "assistant" and last.text is not None and _calls(_ends_of(last.text)):
         return True
     return sum(turn.role == "user" and turn.text == question for turn in turns) >= _REPEATS
+
+
+def _calls(said: str) -> bool:
+    lower = said.lower()  # looked at first, for it is quick, and most answers have nothing of the kind
+    return ("<" in lower or "action" in lower or "```" in lower) and _CALL.search(said) is not None
 
 
 def said_last(turns: Sequence[Turn]) -> str | None:

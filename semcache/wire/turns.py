@@ -78,10 +78,12 @@ _MARKS: Mapping[str, Any] = {role: orjson.Fragment(b"?" + role.encode()) for rol
 
 
 def _text_of(message: Tree, wording: Wording) -> str | None:
+    content = message.get("content")
+    if len(message) == 2 and type(content) is str:  # with its role: as nearly all are
+        return content
     for name, value in message.items():
         if value and name not in wording.members:
             return None
-    content = message.get("content")
     if type(content) is str:
         return content
     if type(content) is not list:
