@@ -82,3 +82,10 @@ def test_parts_never_run_together(left: list[str], right: list[str]) -> None:
 def test_who_shares_with_whom(sharing: str, namespace: str, owner: str, group: str) -> None:
     scope = derive_scope(ASK, Tenant("shop"), namespace, sharing)
     assert (scope.tenant, scope.namespace) == (owner, group)
+
+
+def test_a_context_without_some_turns_makes_the_partition_and_not_the_exact_key() -> None:
+    key = derive_key(ASK, SCOPE, "minilm")
+    short, other = (derive_key(replace(ASK, context=context), SCOPE, "minilm", b"?") for context in (b"{}", b"[]"))
+    assert short.exact == key.exact != other.exact
+    assert short.partition == other.partition != key.partition
