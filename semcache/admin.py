@@ -59,6 +59,11 @@ class Figures(Protocol):
         """The Prometheus text format."""
 
 
+class Shadowing(Protocol):
+    async def shadow_report(self, route: int | None, target: float | None) -> Mapping[str, Any]:
+        """What shadow mode has counted so far, see shadow.py. Raises ClientError for a route that is not there."""
+
+
 class Explaining(Protocol):
     """Says why requests are hits, or none, and changes nothing."""
 
@@ -78,6 +83,7 @@ class Admin:
         unready: Callable[[], Sequence[str]],
         stats: Callable[[], Mapping[str, Mapping[str, object]]],
         explaining: Explaining,
+        shadowing: Shadowing,
     ) -> None:
         """`unready`: what is still missing before requests can be answered from the cache; empty when ready."""
         self._token = settings.admin_token.get_secret_value().encode()
@@ -86,6 +92,7 @@ class Admin:
         self._unready = unready
         self._stats = stats
         self._explaining = explaining
+        self._shadowing = shadowing
         self._max_request = 2 * settings.max_body + MAX_BODY  # as a JSON text a request's body takes more room
         self._runner: web.AppRunner | None = None
 
@@ -99,6 +106,7 @@ class Admin:
         app.router.add_get("/semcache/feedback", self._show_feedback)
         app.router.add_post("/semcache/explain", self._explain)
         app.router.add_get("/semcache/explain", self._recall)
+        app.router.add_get("/shadow", self._shadow)
         app.router.add_post("/purge", self._purge)
         app.router.add_post("/export", self._export)
         app.router.add_post("/import", self._import)
@@ -187,6 +195,18 @@ class Admin:
         if not request_id:
             raise ClientError("say which request: /semcache/explain?request=ID; or POST one to have it explained")
         return _json(self._explaining.recall(request_id))
+
+    async def _shadow(self, request: web.Request) -> web.Response:
+        route, target = request.query.get("route"), request.query.get("target")
+        if route is not None and not (route.isascii() and route.isdigit() and len(route) < 5):
+            raise ClientError("route: write its place in the configuration; the first is 0", param="route")
+        try:
+            share = None if target is None else float(target)
+        except ValueError:
+            share = 0.0
+        if share is not None and not 0 < share < 1:
+            raise ClientError("target: write the share of false hits to allow, such as 0.01", param="target")
+        return _json(await self._shadowing.shadow_report(None if route is None else int(route), share))
 
     async def _purge(self, request: web.Request) -> web.Response:
         selector, erase, dry_run = read_purge(await _whole_body(request))

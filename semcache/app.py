@@ -99,7 +99,7 @@ class App:
             self.store,
             recent,
         )
-        self.admin = Admin(config.server, self.store, self.telemetry, self.unready, self.stats, explaining)
+        self.admin = Admin(config.server, self.store, self.telemetry, self.unready, self.stats, explaining, self.core)
 
     def unready(self) -> Sequence[str]:
         """What is still missing; empty when requests can be answered from the cache."""

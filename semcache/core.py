@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from semcache.cache import embedder as embedders
 from semcache.cache.embedder import Embedder
@@ -20,10 +21,11 @@ from semcache.cache.lookup import Lookup
 from semcache.cache.store import open_store
 from semcache.cache.upkeep import Upkeep
 from semcache.config import Config
-from semcache.errors import CacheFault, StoreFault
+from semcache.errors import CacheFault, ClientError, StoreFault
 from semcache.learning import AnswerJudge, Learning
 from semcache.pipeline import Pipeline
 from semcache.planning import Planner
+from semcache.shadow import shadow_report
 from semcache.usage import PriceList, load_prices
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ class Core:
         `embedder` and `clock` (unix seconds) are given by tests. Raises StartError when the model is not prepared.
         """
         self._leads = leads
+        self._routes = config.routes
         self._following: asyncio.Task[None] | None = None
         self.is_ready = False  # the index holds all that the store does
         self._may_save = False  # the last snapshot has been looked at: before, an empty index would take its place
@@ -114,6 +117,15 @@ class Core:
             log.warning("the index was not saved: %s", fault)
         await asyncio.to_thread(self.index.close)
         await self.store.close()
+
+    async def shadow_report(self, route: int | None, target: float | None) -> Mapping[str, Any]:
+        """What shadow mode has counted so far, here and in other processes of the same store. Raises StoreFault, and
+        ClientError for a route that is not there."""
+        routes = self._routes
+        if route is not None and route >= len(routes):
+            raise ClientError(f"route: there are {len(routes)}, and the first is 0", param="route")
+        await self.learning.flush()
+        return shadow_report(await self.store.shadow_counts(), routes, route, target)
 
     def stats(self) -> dict[str, Mapping[str, object]]:
         return {

@@ -116,7 +116,7 @@ def _route_report(
         buckets[key.strategy][key.bucket].add(count)
     exact = buckets[Strategy.EXACT].get(100, ShadowCount())
     requests = exact.requests + sum(count.requests for count in buckets[Strategy.GUARDS].values())
-    curves = {strategy: _curve(buckets[strategy], exact, requests) for strategy in CURVES}
+    curves = {strategy.value: _curve(buckets[strategy], exact, requests) for strategy in CURVES}
     hours = [key.hour for key, _ in current]
     return {
         "route": place,
@@ -136,7 +136,7 @@ def _route_report(
             "different_rate": _share(exact.different, exact.same + exact.different),
         },
         "curves": curves,
-        "recommendation": recommend(curves[Strategy.GUARDS], target),
+        "recommendation": recommend(curves[Strategy.GUARDS.value], target),
     }
 
 

@@ -68,6 +68,13 @@ class Explaining:
         return {"request": request_id}
 
 
+class Shadowing:
+    """Repeats what it was asked."""
+
+    async def shadow_report(self, route: int | None, target: float | None) -> dict[str, Any]:
+        return {"route": route, "target": target}
+
+
 class Caller:
     """An admin listener under test, and a client that talks to it."""
 
@@ -90,7 +97,9 @@ async def listening(token: str) -> AsyncIterator[Caller]:
     store, missing = Store(), list[str]()
     settings = Server(admin_token=SecretStr(token))
     figures = SimpleNamespace(render=lambda: b"semcache_up 1\n")
-    admin = Admin(settings, store, figures, lambda: missing, lambda: {"store": {"entries": 3}}, Explaining())
+    admin = Admin(
+        settings, store, figures, lambda: missing, lambda: {"store": {"entries": 3}}, Explaining(), Shadowing()
+    )
     port = await admin.start("127.0.0.1", 0)
     async with aiohttp.ClientSession() as session:
         yield Caller(port, session, store, missing)
@@ -321,4 +330,4 @@ async def test_a_taken_port_is_one_clear_line(local: Caller) -> None:
     port = int(local.url.rpartition(":")[2])
     figures = SimpleNamespace(render=lambda: b"")
     with pytest.raises(StartError, match=rf"127\.0\.0\.1:{port}.*server\.admin_port"):
-        await Admin(Server(), Store(), figures, list, dict, Explaining()).start("127.0.0.1", port)
+        await Admin(Server(), Store(), figures, list, dict, Explaining(), Shadowing()).start("127.0.0.1", port)

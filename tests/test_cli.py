@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from semcache.cli import main
 from tests.harness import running_proxy
 
-COMMANDS = ["serve", "check", "demo", "simulate", "purge", "export", "import", "explain", "model prepare"]
+COMMANDS = ["serve", "check", "demo", "simulate", "purge", "export", "import", "explain", "shadow", "model prepare"]
 
 
 def semcache(*arguments: str, status: int = 0, typed: str = "") -> str:
