@@ -138,6 +138,8 @@ class Bound:
         self._credit = 1.0  # explorations that the share allows, saved up to one
         self._spent_day, self._spent_usd = 0, 0.0
         self._due = asyncio.Event()
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
         self._task: asyncio.Task[None] | None = None
         self._count: Counter[str] = Counter()
 
@@ -157,7 +159,7 @@ class Bound:
             self._bounds.add(bound)
             for evidence in (own, self._everywhere):
                 evidence.new = WINDOW  # fit for this bound, too
-            self._due.set()
+            self._call_for_a_fit()
         decision, above_cut = self._judge(x, own, bound)
         if decision.reason is not None:
             self._count["below_cut" if above_cut is not None else "without_evidence"] += 1
@@ -243,7 +245,7 @@ class Bound:
                 if it.occasion in (Occasion.EXPLORE, Occasion.AUDIT) and it.is_proposed:
                     _aim(evidence, self._bounds, it)
             if own.is_due or self._everywhere.is_due:
-                self._due.set()
+                self._call_for_a_fit()
 
     def _remember(self, it: Observation) -> None:
         right, wrong = self.record(it.entry_key)
@@ -259,6 +261,14 @@ class Bound:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
+    async def idle(self) -> None:
+        """Wait until no fit is due or under way. For one that has been started."""
+        await self._is_idle.wait()
+
+    def _call_for_a_fit(self) -> None:
+        self._due.set()
+        self._is_idle.clear()
+
     async def _fit_when_due(self) -> None:
         while True:
             await self._due.wait()
@@ -268,6 +278,8 @@ class Bound:
             except Exception as exc:  # the top of a background loop: the last fit stays
                 self._count["faults"] += 1
                 log.error("fitting the error bound failed unexpectedly: %s", type(exc).__name__)
+            if not self._due.is_set():  # else evidence has come meanwhile
+                self._is_idle.set()
 
     async def fit(self) -> None:
         """Learn from what is new. Everybody's evidence first: it is what each group starts from."""
