@@ -257,6 +257,7 @@ def settings_of(defence: Mapping[str, Mapping[str, Any]], threshold: float) -> d
     return {
         "cache": {"sharing": "all", **defence.get("cache", {})},
         "match": {"threshold": threshold, **defence.get("match", {})},
+        "embedder": {"deadline": "60s"},  # on a busy machine a question that is bypassed would look like one defended
     }
 
 
@@ -282,12 +283,13 @@ def craft(attacker: Attacker, steps: int, progress: Progress) -> dict[str, list[
 def show(
     planted: Mapping[str, Sequence[Planted]], results: Mapping[tuple[str, str, float], Result], console: Console
 ) -> None:
-    table = Table(title=f"victims, of {len(VICTIMS)}, who get what was planted for them")
-    table.add_column("defence")
-    table.add_column("threshold", justify="right")
+    caption = "honest hits: paraphrases of stored questions that are still answered. With 95 % intervals"
+    table = Table(title=f"victims, of {len(VICTIMS)}, who get what was planted for them", caption=caption)
+    table.add_column("defence", no_wrap=True)
+    table.add_column("cosine", justify="right", no_wrap=True)
     for way in WAYS:
-        table.add_column(way, justify="right")
-    table.add_column("honest hits kept", justify="right")
+        table.add_column(way, justify="right", no_wrap=True)
+    table.add_column("honest hits", justify="right", no_wrap=True)
     for name in DEFENCES:
         for threshold in THRESHOLDS:
             row = [results[name, way, threshold] for way in WAYS]
@@ -306,7 +308,7 @@ def show(
 
 def _share(number: int) -> str:
     low, high = wilson(number, len(VICTIMS))
-    return f"{number} ({low:.0%} to {high:.0%})"
+    return f"{number}  [dim]{low:.0%}-{high:.0%}[/dim]"
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
