@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from semcache import wire
 from semcache.cache import embedder as embedders
+from semcache.cache.bound import Bound
 from semcache.cache.embedder import Embedder
 from semcache.cache.explain import Explainer
 from semcache.cache.index import Index
-from semcache.cache.lookup import Lookup
+from semcache.cache.kinship import Kin
+from semcache.cache.lookup import Lookup, NoJudge
 from semcache.cache.store import open_store
 from semcache.cache.upkeep import Upkeep
 from semcache.config import Config
@@ -31,6 +35,7 @@ from semcache.usage import PriceList, load_prices
 log = logging.getLogger(__name__)
 
 CATCH_UP_PAUSE_S = 1.0
+RECALLED = 50_000  # observations read at the start: the windows of eight busy groups
 
 
 class Core:
@@ -42,11 +47,13 @@ class Core:
         clock: Callable[[], float] = time.time,
         prices: PriceList | None = None,
         judge: AnswerJudge | None = None,
+        chance: Callable[[], float] = random.random,
     ) -> None:
         """`leads`: it looks after the store that it shares with other processes, and saves the index. `judge`: who says
         whether two answers are the same where texts and vectors do not; None: nobody does.
 
-        `embedder` and `clock` (unix seconds) are given by tests. Raises StartError when the model is not prepared.
+        `embedder`, `clock` (unix seconds) and `chance` (uniform in [0, 1): what is explored) are given by tests. Raises
+        StartError when the model is not prepared.
         """
         self._leads = leads
         self._routes = config.routes
@@ -57,9 +64,15 @@ class Core:
         self.embedder = embedder or embedders.build(config.embedder)
         self.index = Index(self.embedder.dimensions, self.embedder.stamp, snapshot_folder(config))
         self.planner = Planner(config, self.embedder.stamp)
-        lookup = Lookup(self.index, self.store, self.embedder, clock, self.store.quarantine)
+        pair_judge = build_judge(config, self.embedder.stamp)
+        self.bound = Bound(f"{self.embedder.stamp} {pair_judge.stamp}", Kin(wire.say), clock, chance)
+        lookup = Lookup(
+            self.index, self.store, self.embedder, clock, self.store.quarantine, judge=pair_judge, bound=self.bound
+        )
         cost_usd = (prices or load_prices()).cost_usd
-        self.learning = Learning(config.routes, self.embedder, self.store, clock, cost_usd, judge)
+        self.learning = Learning(
+            config.routes, self.embedder, self.store, clock, cost_usd, judge, on_explored=self.bound.paid
+        )
         self.pipeline = Pipeline(lookup, self.embedder, self.store, clock, self.learning)
         self.explainer = Explainer(lookup, self.index, self.store, self.embedder, clock)
         self.upkeep = Upkeep(self.store, self._save_snapshot, leads=leads, clock=clock)
@@ -79,6 +92,7 @@ class Core:
         """Begin to follow the store, for good: the index catches up meanwhile."""
         self.upkeep.start()
         self.learning.start()
+        self.bound.start()
         self._following = asyncio.create_task(self._catch_up())
 
     async def caught_up(self) -> None:
@@ -99,6 +113,17 @@ class Core:
                 log.warning("the index cannot catch up with the store, and tries again: %s", fault)
                 await asyncio.sleep(CATCH_UP_PAUSE_S)
         self.is_ready = True
+        await self._recall_evidence()
+
+    async def _recall_evidence(self) -> None:
+        """What was learned before this start, and by other processes. Without it the bound begins anew."""
+        try:
+            known = await self.store.observations(RECALLED)
+        except StoreFault as fault:
+            log.warning("what was learned before cannot be read, and error bounds begin anew: %s", fault)
+            known = []
+        self.store.on_observations = self.bound.observe
+        self.bound.observe(reversed(known))
 
     async def stop(self) -> None:
         """Cancel what is being fetched, save the index, close everything."""
@@ -110,6 +135,7 @@ class Core:
             await asyncio.gather(self._following, return_exceptions=True)
         await self.upkeep.stop()
         await self.learning.stop()
+        await self.bound.stop()
         await self.embedder.close()
         try:
             await asyncio.to_thread(self._save_snapshot)
@@ -135,6 +161,7 @@ class Core:
             "store": self.store.stats(),
             "upkeep": self.upkeep.stats(),
             "learning": self.learning.stats(),
+            "bound": self.bound.stats(),
         }
 
     async def _forget_snapshot(self) -> None:
@@ -144,6 +171,11 @@ class Core:
     def _save_snapshot(self) -> None:
         if self._leads and self._may_save:
             self.index.save_snapshot(self.store.id)
+
+
+def build_judge(config: Config, embedder: str) -> NoJudge:
+    """The pair judge, where a route asks it. Raises StartError for weights that cannot be read."""
+    return NoJudge()
 
 
 def snapshot_folder(config: Config) -> Path | None:

@@ -99,8 +99,12 @@ class Learning:
         cost_usd: Callable[[str, Usage], float | None],
         judge: AnswerJudge | None = None,
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        on_explored: Callable[[float], None] = lambda usd: None,
     ) -> None:
-        """`clock`: unix seconds. `cost_usd`: the price of a model's answer, None where it has none."""
+        """`clock`: unix seconds. `cost_usd`: the price of a model's answer, None where it has none. `on_explored`: told
+        what an answer cost that was fetched to learn.
+        """
+        self._on_explored = on_explored
         self._places = {id(route): place for place, route in enumerate(routes)}
         self._settings = {id(route): setting_of(route, embedder.stamp) for route in routes}
         self._embedder = embedder
@@ -365,6 +369,8 @@ def _eligible(plan: Plan, candidates: Sequence[Considered]) -> list[bool]:
 
 
 def _has_no_objection(plan: Plan, considered: Considered) -> bool:
+    if considered.objection in (Reason.BOUND, Reason.EXPLORING):
+        return True
     if considered.objection is not Reason.BELOW_THRESHOLD:
         return considered.objection is None
     # Guards may not have been asked below the threshold.
@@ -385,8 +391,8 @@ def _observation(job: _Job, it: Considered, same: bool, how: How, is_proposed: b
         probability=it.probability,
         same=same,
         how=how,
-        occasion=Occasion.SHADOW if is_shadow else Occasion.MISS,
-        share=1.0,
+        occasion=Occasion.SHADOW if is_shadow else job.finding.occasion,
+        share=job.finding.share,
         is_proposed=is_proposed,
         at=job.at,
     )

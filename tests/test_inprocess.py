@@ -230,7 +230,7 @@ async def test_closing_ends_the_questions_that_are_under_way() -> None:
         while not model.asked:
             await asyncio.sleep(0)
         embedder.gate = asyncio.Event()
-        looking_up = asyncio.create_task(cache.ask("Where is my refund?", fetch=model))
+        looking_up = asyncio.create_task(cache.ask("How are refunds paid out?", fetch=model))
         await asyncio.sleep(0)
     embedder.gate.set()
     for asking in (fetching, looking_up):

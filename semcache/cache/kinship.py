@@ -12,7 +12,7 @@ from hashlib import blake2b
 
 from cachetools import LRUCache
 
-from semcache.types import Answer, Entry
+from semcache.types import Entry
 
 KEPT_DIGESTS = 100_000  # of answers, some 150 bytes each: reading an answer takes 20 us, and a lookup asks for ten
 
@@ -20,8 +20,8 @@ KEPT_DIGESTS = 100_000  # of answers, some 150 bytes each: reading an answer tak
 class Kin:
     """Belongs to the event loop."""
 
-    def __init__(self, say: Callable[[Answer], str | None]) -> None:
-        """`say`: an answer's text as its dialect has it, None where it has none."""
+    def __init__(self, say: Callable[[Entry], str | None]) -> None:
+        """`say`: the text of an entry's answer, as its dialect has it; None where it is no plain text."""
         self._say = say
         self._digests: LRUCache[str, bytes] = LRUCache(KEPT_DIGESTS)
         self._parents: dict[bytes, bytes] = {}
@@ -30,7 +30,7 @@ class Kin:
         """Equal for entries whose answers are kin."""
         digest = self._digests.get(entry.id)
         if digest is None:
-            text = self._say(entry.answer)
+            text = self._say(entry)
             said = entry.key.exact if text is None else " ".join(text.split()).encode(errors="replace")
             self._digests[entry.id] = digest = blake2b(said, digest_size=16).digest()
         key = entry.key.exact

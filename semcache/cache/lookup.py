@@ -67,6 +67,9 @@ class Entries(Protocol):
 
 
 class Judge(Protocol):
+    @property
+    def stamp(self) -> str: ...
+
     def judge(
         self, asked: str, vector: Vector, stored: Sequence[str], vectors: NDArray[np.float32]
     ) -> NDArray[np.float32]:
@@ -75,6 +78,8 @@ class Judge(Protocol):
 
 class NoJudge:
     """Knows nothing about any pair."""
+
+    stamp = "none"
 
     def judge(
         self, asked: str, vector: Vector, stored: Sequence[str], vectors: NDArray[np.float32]
@@ -111,7 +116,7 @@ class Lookup:
         self._clock = clock
         self._quarantine = Quarantine() if quarantine is None else quarantine
         self._judge = judge
-        self.bound = Bound("", Kin(lambda answer: None), clock) if bound is None else bound
+        self.bound = Bound("", Kin(lambda entry: None), clock) if bound is None else bound
         self._decide = self.bound.decide
 
     def looking_on(self, entries: Entries) -> Lookup:

@@ -12,6 +12,7 @@ from typing import Literal
 from urllib.parse import unquote
 
 from semcache.errors import ClientError
+from semcache.types import Entry
 from semcache.wire import strict_json
 from semcache.wire.anthropic import AnthropicMessages
 from semcache.wire.completions import OpenAICompletions
@@ -31,6 +32,7 @@ from semcache.wire.error_shapes import AnthropicErrors, OllamaErrors, OpenAIErro
 from semcache.wire.ollama import OllamaChat, OllamaGenerate
 from semcache.wire.ollama_embed import OllamaEmbed
 from semcache.wire.openai import OpenAIChat
+from semcache.wire.plain import PlainText
 from semcache.wire.responses import Responses
 from semcache.wire.score import RECORDED, Identity, Score
 from semcache.wire.transcriptions import Transcriptions
@@ -52,6 +54,7 @@ __all__ = [
     "find_address",
     "is_model_path",
     "read_model",
+    "say",
     "vendor_of",
 ]
 
@@ -67,6 +70,7 @@ _OPENAI: Mapping[str, Dialect] = {
 _ANTHROPIC: Mapping[str, Dialect] = {
     "messages": AnthropicMessages(),
 }
+_PROGRAM: Mapping[str, Dialect] = {"ask": PlainText()}
 _OLLAMA: Mapping[str, Dialect] = {  # below /api/
     "chat": OllamaChat(),
     "generate": OllamaGenerate(),
@@ -114,6 +118,21 @@ def find_address(target: str) -> Address | None:
         if dialect := dialects.get(endpoint):
             return Address(dialect, vendor, endpoint, f"/v1/{endpoint}{mark}{query}", opt_in=_OPT_IN.get(endpoint))
     return None
+
+
+def say(entry: Entry) -> str | None:
+    """The text of a stored answer, None where it is no plain text. Takes as long as playing it."""
+    endpoint = entry.scope.endpoint
+    match entry.scope.dialect:
+        case "openai" | "azure":
+            dialect = _OPENAI.get(endpoint)
+        case "anthropic":
+            dialect = _ANTHROPIC.get(endpoint)
+        case "ollama":
+            dialect = _OLLAMA.get(endpoint.removeprefix("api/"))
+        case _:
+            dialect = _PROGRAM.get(endpoint)
+    return dialect.spoken(entry.answer) if isinstance(dialect, SpokenDialect) else None
 
 
 def _find_azure(path: str, target: str) -> Address | None:
