@@ -248,7 +248,7 @@ async def test_what_is_asked_otherwise_is_another_answer(tmp_path: Path, asked: 
 
 async def test_hints_and_the_end_user_change_nothing(tmp_path: Path) -> None:
     def of(user: str, **hint: Any) -> Json:
-        block = {"type": "text", "text": "Where is my parcel?", **hint}
+        block = {"type": "text", "text": "Where is the parcel?", **hint}
         return {
             "messages": [{"role": "user", "content": [block]}],
             "system": [{"type": "text", "text": "Be brief.", **hint}],
