@@ -11,6 +11,7 @@ from semcache.cache.guard_dates import dates_differ
 from semcache.cache.guard_numbers import numbers_differ
 
 DIFFERENT = [
+    ("Is March a good month to sow?", "Is July a good month to sow?", "a month that is also a word"),
     ("Who won the cup in 2023?", "Who won the cup in 2024?", "years"),
     ("The budget of this year", "The budget of last year", "years told from today"),
     ("The budget of this year", "The budget of 2024", "this year may be another"),

@@ -59,6 +59,9 @@ DIFFERENT = [
 ]
 
 EQUAL = [
+    ("Which phone is the best to buy in Ghana?", "What are good phones these days?", "a place, and all else differs"),
+    ("pay 30 dollars", "pay 30 USD", "currencies are for another guard"),
+    ("is tap water hard here", "is tapwater hard here", "in one word or two, a drink among them"),
     ("weather in NYC", "weather in new york city", "an abbreviation"),
     ("weather in New York", "weather in nyc", "an abbreviation of a part"),
     ("moving to the USA", "moving to the United States", "a country's short name"),

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from semcache.cache.guard_negation import negation_differ
 
 DIFFERENT = [
+    ("Which lenses are convex?", "Which lenses are concave?", "opposites that only WordNet has"),
+    ("Are these gases flammable?", "Are these gases nonflammable?", "a prefix before a word that is stemmed otherwise"),
     ("How do I enable two-factor login?", "How do I disable two-factor login?", "opposite verbs"),
     ("How do I turn on dark mode?", "How do I turn off dark mode?", "opposite particles"),
     ("How do I turn the sound on?", "How do I turn the sound off?", "a particle after its object"),
@@ -66,6 +68,7 @@ DIFFERENT = [
 ]
 
 SAME = [
+    ("You did not bill the correct sum", "The sum billed was incorrect", "a denial in another place, and a prefix"),
     ("How can I become independent?", "How can I become not dependent?", "a denied opposite"),
     ("Is the sensor off?", "Is the sensor not on?", "not on is off"),
     ("How do I enable dark mode?", "How do I turn on dark mode?", "two words for it"),

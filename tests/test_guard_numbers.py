@@ -72,6 +72,7 @@ DIFFERENT = [
 ]
 
 EQUAL = [
+    ("Which party will win the election of 2031?", "Who is going to win the election?", "a year as context"),
     ("I paid 1,000 dollars", "I paid 1000 dollars", "thousands separators"),
     ("I earn 1,50,000 rupees", "I earn 150000 rupees", "Indian separators"),
     ("Is it 5.0 litres?", "Is it 5 litres?", "trailing zeros"),

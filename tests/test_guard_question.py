@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from semcache.cache.guard_question import question_differ
 
 DIFFERENT = [
+    ("How old is the lighthouse?", "How tall is the lighthouse?", "qualities after how"),
+    ("How many moons does Mars have?", "Which moons does Mars have?", "the number and the things"),
     ("Who built the Eiffel Tower?", "When was the Eiffel Tower built?", "who and when"),
     ("Who invented paper?", "Where was paper invented?", "who and where"),
     ("Who invented paper?", "Why was paper invented?", "who and why"),
@@ -58,6 +60,8 @@ DIFFERENT = [
 ]
 
 SAME = [
+    ("How do I update my address?", "Where do I update my address?", "what is done on a page: the way is the place"),
+    ("How tall is the dam?", "How high is the dam?", "two words for one quality"),
     ("How do I reset my password?", "Can I reset my password?", "a wish"),
     ("How do I reset my password?", "Reset my password", "a command"),
     ("How do I reset my password?", "Steps to reset my password", "a heading"),

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from semcache.cache.guard_roles import roles_differ
 
 DIFFERENT = [
+    ("Do trees need birds?", "Do birds need trees?", "a verb that is also a wish"),
     ("Convert 100 from EUR to USD", "Convert 100 from USD to EUR", "from and to exchanged"),
     ("Convert EUR to USD", "Convert USD to EUR", "only to"),
     ("Convert EUR to USD", "Convert from USD to EUR", "from said on one side"),
@@ -59,6 +60,8 @@ DIFFERENT = [
 ]
 
 SAME = [
+    ("change my delivery slot", "I want my delivery slot changed", "what moved is now a participle"),
+    ("if it rains, is the match played?", "is the match played if it rains?", "clauses in another order"),
     ("What is the difference between tea and coffee?", "What is the difference between coffee and tea?", "symmetric"),
     ("Compare Rust with Go", "Compare Go with Rust", "symmetric"),
     ("Rust vs Go", "Go vs Rust", "symmetric"),

@@ -9,7 +9,7 @@ CONTEXT = [
         "What is the best phone in Kenya?",
         "Which phones are the best to buy?",
         1,
-        "two other words, of general interest",
+        "other words, of general interest",
     ),
     ("Who will win the election of 2031?", "Which party is going to win?", 1, "a year that goes without saying"),
 ]

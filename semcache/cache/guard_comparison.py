@@ -6,13 +6,15 @@ degree against another in the same direction: people write "better" for "best".
 
 from __future__ import annotations
 
-from semcache.cache.polarity import are_opposite, read_polarity
+from semcache.cache.polarity import are_opposite, only_in, read_polarity
 from semcache.cache.words import Word, read_words
 
 
 def comparison_differ(asked: str, stored: str) -> bool:
     one, other = read_polarity(asked), read_polarity(stored)
-    mine, theirs = one.items - other.items, other.items - one.items
+    if one.items == other.items:
+        return False
+    mine, theirs = only_in(one, other), only_in(other, one)
     differ = any(are_opposite(a, b) for a in mine for b in theirs if a.is_graded or b.is_graded)
     return differ and not _is_converse(read_words(asked), read_words(stored))
 

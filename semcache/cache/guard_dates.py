@@ -34,11 +34,20 @@ def dates_differ(asked: str, stored: str) -> bool:
     left, right = one - other, other - one
     if {detail.kind for detail in left} & {detail.kind for detail in right}:
         return True
+    if _are_other_months(left.keys(), other.keys()) or _are_other_months(right.keys(), one.keys()):
+        return True
     if _is_at_another_hour(one.keys(), other.keys()) or _is_at_another_hour(other.keys(), one.keys()):
         return True
     if not _narrow(left.keys() - other, read(asked).words) and not _narrow(right.keys() - one, read(stored).words):
         return False
     return not is_context(asked, stored, len(left) + len(right), 1)
+
+
+def _are_other_months(left: Set[Detail], other: Set[Detail]) -> bool:
+    """Whether a word that may be a month stands against months that are others: "is March fine", "is July fine"."""
+    maybe = {detail.value for detail in left if detail.kind == MAYBE_MONTH}
+    months = {detail.value for detail in other if detail.kind == MONTH}
+    return bool(maybe and months) and maybe.isdisjoint(months)
 
 
 def _is_at_another_hour(one: Set[Detail], other: Set[Detail]) -> bool:
@@ -65,6 +74,7 @@ def _narrow(left: Set[Detail], words: Sequence[str]) -> bool:
 
 # A day is told by its name, its number, its place in the week or from today: one of these against another is a doubt.
 DAY, MONTH, YEAR, SEASON, PART, CLOCK, WAY = "day", "month", "year", "season", "part of the day", "clock", "way"
+MAYBE_MONTH = "maybe a month"
 _NARROWING = frozenset({DAY, MONTH})
 _UNITS = ("week", "weekend", "month", "quarter", "season", "semester", "year")
 _PRESENT = frozenset(Detail(DAY, day) for day in ("today", "tonight", *(f"this {unit}" for unit in _UNITS)))
@@ -200,6 +210,8 @@ def _month(words: Sequence[str], at: int, month: int) -> Iterator[Detail]:
         day = _day(behind[-2:]) if len(behind) > 1 and behind[-2] in TENS else _day(behind[-1:])
     if day is not None or words[at] not in _DOUBTFUL or (words[at - 1 : at] and words[at - 1] in _BEFORE_A_MONTH):
         yield Detail(MONTH, str(month))
+    elif words[at] in ("march", "august"):
+        yield Detail(MAYBE_MONTH, str(month))
     if day is not None:
         yield Detail(DAY, day)
 

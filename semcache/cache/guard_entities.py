@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from semcache.cache.gazetteer import BEGINNINGS, LONGEST, SPELLINGS
 from semcache.cache.guard_language import read_language
+from semcache.cache.measures import ANYWHERE
 from semcache.cache.remember import remember
 from semcache.cache.vocabulary import (
     COMMON,
@@ -91,7 +92,7 @@ def _is_exchanged(one: _Reading, other: _Reading, extra: set[int], missing: set[
     if extra.isdisjoint(places) and missing.isdisjoint(others):
         return False
     words, instead = one.words[begin : places.stop], other.words[begin : others.stop]
-    if not _ALSO_VERBS.isdisjoint(map(stem, words + instead)):
+    if not _ALSO_VERBS.isdisjoint(map(stem, words + instead)) or "".join(words) == "".join(instead):
         return False
     return _names_something(words) and _names_something(instead)
 
@@ -194,10 +195,10 @@ def _unlisted(text: str, tokens: list[tuple[str, int]], places: Iterable[int]) -
     marks, unknown = [], 0
     asker = _introduced([token.casefold() for token, _ in tokens])
     for place in places:
-        if place in asker:
-            continue
         token, start = tokens[place]
         word = _bare(token.casefold())
+        if place in asker or (word in ANYWHERE and ANYWHERE[word].kind == "currency"):
+            continue
         plain = _squash(word)
         capital = cased and token[0].isupper() and not _begins(text, start)
         if any(letter.isdigit() for letter in token):

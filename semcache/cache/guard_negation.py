@@ -15,6 +15,7 @@ from semcache.cache.polarity import (
     are_alike,
     are_on_one_side,
     are_opposite,
+    only_in,
     read_polarity,
 )
 from semcache.cache.wording import is_context, other_words
@@ -32,17 +33,17 @@ def negation_differ(asked: str, stored: str) -> bool:
         for b in theirs
         if a.key != b.key and are_opposite(a, b) and not _are_both_there(a, b, mine, theirs)
     ]
-    cancelled = sum(are_alike(a, b) for a in mine for b in theirs)
+    alike = cancelled = sum(are_alike(a, b) for a in mine for b in theirs)
     for left, right in ((one, other), (other, one)):
         for word, affix, base in left.affixed:
             # "in front" is not denied by "infront"
-            if base in right.stems and not left.stems & {base} and not right.stems & {word, affix}:
+            if base in right.stems and base not in left.stems and right.stems.isdisjoint((word, affix)):
                 if base not in right.negated and right.negations <= left.negations:
                     return True
                 cancelled += 1
     if opposed and not is_context(asked, stored, 2, 1):
         # "not the correct amount", "the wrong amount"
-        is_even = len(opposed) == abs(one.negations - other.negations) == 1 and not cancelled
+        is_even = len(opposed) == abs(one.negations - other.negations) == 1 and not alike
         return not is_even or not _DENYING.isdisjoint(opposed[0])
     return _negations_differ(one, other, cancelled) and other_words(asked, stored) <= _REWORDED
 
@@ -72,7 +73,7 @@ def _exchanged(one: Polarity, other: Polarity) -> tuple[list[Item], list[Item]]:
     """The plain items that each has and the other lacks. Degrees are for guard_comparison.py."""
     if one.items == other.items:
         return [], []
-    mine, theirs = one.items - other.items, other.items - one.items
+    mine, theirs = only_in(one, other), only_in(other, one)
     return [item for item in mine if not item.is_graded], [item for item in theirs if not item.is_graded]
 
 

@@ -31,18 +31,22 @@ class Kind(Enum):
     HOW_OLD = "how old"
     DEGREE = "how good"
     WHAT = "what"
+    WHICH = "which"
     WHETHER = "whether"
 
 
 class Question(NamedTuple):
     kinds: frozenset[Kind]
     rest: frozenset[str]  # the stems of what is asked about
+    degree: str  # of "how tall", "how old"
     is_way: bool  # it is about what is done on some page or form, which is a way as much as a place
 
 
 def question_differ(asked: str, stored: str) -> bool:
     one, other = read_question(asked), read_question(stored)
     mine, theirs = one.kinds - other.kinds, other.kinds - one.kinds
+    if one.degree and other.degree and one.degree != other.degree:
+        return one.rest - {one.degree} == other.rest - {other.degree}
     if not mine or not theirs:
         return False
     is_exchanged = one.rest == other.rest
@@ -93,6 +97,8 @@ _ALIKE = _pairs(
     (Kind.WHAT, Kind.WHEN),
     (Kind.WHAT, Kind.WHERE),
     (Kind.WHAT, Kind.WHY),
+    # "Which" asks for the things themselves, and not how many there are.
+    *((Kind.WHICH, kind) for kind in (Kind.WHAT, Kind.HOW, Kind.WHETHER, Kind.HOW_MUCH, Kind.WHEN, Kind.WHERE)),
 )
 # Alike where the wording differs too: "When will it come", "How long does it take to come".
 _RELATED = _pairs(
@@ -155,6 +161,7 @@ _DEGREES = frozenset(
     "good bad big tall high large heavy deep wide strong hard difficult easy safe deadly effective important accurate "
     "likely dangerous expensive".split()
 )
+_SAME_DEGREE = {"high": "tall", "large": "big", "difficult": "hard", "bad": "good", "deadly": "danger", "far": "far"}
 _PLAIN = {"who": Kind.WHO, "whose": Kind.WHO, "whom": Kind.WHO, "when": Kind.WHEN, "where": Kind.WHERE}
 
 
@@ -170,8 +177,17 @@ def read_question(text: str) -> Question:
     return Question(
         kinds=kinds,
         rest=frozenset(word.stem for word in words if word not in MARKS and word.text not in _FORMAL),
+        degree=next(filter(None, (_read_degree(words, place) for place in range(len(words)))), ""),
         is_way=any(word.stem in _WAYS for word in words),
     )
+
+
+def _read_degree(words: Sequence[Word], place: int) -> str:
+    """The stem of the quality after "how"."""
+    if words[place].text != "how" or place + 1 == len(words):
+        return ""
+    word = words[place + 1]
+    return _SAME_DEGREE.get(word.text, word.stem) if word.text in _DEGREES or word.text in ("old", "far") else ""
 
 
 def _read_kind(words: Sequence[Word], place: int) -> Kind | None:
@@ -183,7 +199,8 @@ def _read_kind(words: Sequence[Word], place: int) -> Kind | None:
         return Kind.WHY
     is_asked = place == 0 or words[place - 1] in MARKS or words[place - 1].stem in _LEADING
     if text in ("what", "which") and is_asked:
-        return _read_what([word.stem for word in words[place + 1 : place + 6]])
+        kind = _read_what([word.stem for word in words[place + 1 : place + 6]])
+        return Kind.WHICH if kind is Kind.WHAT and text == "which" else kind
     if text in _PLAIN and is_asked:
         return _PLAIN[text]
     if text in _AUXILIARIES and (place == 0 or words[place - 1] is STOP):

@@ -32,6 +32,7 @@ Order = tuple[Part, ...]
 class Roles(NamedTuple):
     order: Order  # what carries meaning, in the order of the active voice
     stems: frozenset[str]  # of the order
+    sequence: tuple[str, ...]  # the same as they stand
     sources: frozenset[str]  # what stands after "from"
     targets: frozenset[str]  # what stands after "to"
     is_symmetric: bool  # it asks for something that is the same both ways
@@ -46,7 +47,10 @@ def roles_differ(asked: str, stored: str) -> bool:
         return True
     if one.is_symmetric or other.is_symmetric:
         return False
-    if len(one.stems - other.stems) > _STRANGE or len(other.stems - one.stems) > _STRANGE:
+    common = one.stems & other.stems
+    if max(len(one.stems), len(other.stems)) - len(common) > _STRANGE:
+        return False
+    if [stem for stem in one.sequence if stem in common] == [stem for stem in other.sequence if stem in common]:
         return False
     return _swapped(one.order, other.order) and not _is_converse(asked, stored)
 
@@ -70,8 +74,10 @@ _WAYS = _stems(
 )
 _UNSAID = _stems(
     "a an the do can could will would shall should may might must have please my your i me we us you it there this "
-    "that just really actually hi hello hey tell know want need like 's"
+    "that just really actually hi hello hey 's"
 )
+_WISHES = _stems("tell know want need like")  # unsaid of the asker: "I need to", "tell me"
+_WISHING = frozenset("i we you to me please not really just would".split())
 _ASKING = _stems("be what which who how where when why")  # these change places for the sake of grammar
 _LONGEST = 4  # words of a part that changes its place
 _STRANGE = 1  # words that only one question has. More, and they are built in different ways: no order says anything
@@ -86,6 +92,7 @@ def read_roles(text: str) -> Roles:
     return Roles(
         order=order,
         stems=frozenset(part.stem for part in order),
+        sequence=tuple(part.stem for part in order),
         sources=_after(words, ("from",)),
         targets=_after(words, ("to", "into", "onto", "towards", "toward")),
         is_symmetric=not stems.isdisjoint(_SYMMETRIC),
@@ -98,7 +105,7 @@ def _parts(words: Sequence[Word]) -> Iterator[Part]:
     for place, word in enumerate(words):
         if word is STOP or word.text in _CLAUSES:
             clause += 1
-        elif word is not COMMA and word.stem not in _UNSAID:
+        elif word is not COMMA and word.stem not in _UNSAID and not _is_wish(words, place):
             beside = words[max(place - 1, 0)], words[min(place + 1, len(words) - 1)]
             yield Part(
                 word.stem,
@@ -106,6 +113,10 @@ def _parts(words: Sequence[Word]) -> Iterator[Part]:
                 clause,
                 any(each in MARKS or each.text in ("and", "or") for each in beside),
             )
+
+
+def _is_wish(words: Sequence[Word], place: int) -> bool:
+    return words[place].stem in _WISHES and (place == 0 or words[place - 1].text in _WISHING)
 
 
 def _after(words: Sequence[Word], prepositions: tuple[str, ...]) -> frozenset[str]:

@@ -123,10 +123,60 @@ _PLAIN = {
         nzd: nzd
         sgd: sgd
         hkd: hkd
-        sek: sek, kronor
+        sek: sek, krona, kronor
         nok: nok
         dkk: dkk
-        pln: pln, zloty
+        krone: krone, kroner
+        isk: isk
+        pln: pln, zloty, zlotys
+        czk: czk, koruna, korunas
+        huf: huf, forint, forints
+        ron: romanian leu
+        bgn: bgn, leva
+        uah: uah, hryvnia, hryvnias
+        lira: lira, liras
+        ils: ils, nis, shekel, shekels
+        dinar: dinar, dinars
+        egp: egp
+        qar: qar
+        kwd: kwd
+        irr: irr, rial, rials
+        afn: afn, afghani, afghanis
+        kzt: kzt, tenge
+        manat: manat, manats
+        lari: lari
+        thb: thb, baht
+        myr: myr, ringgit
+        idr: idr, rupiah
+        vnd: vnd, dong
+        twd: twd
+        bdt: bdt, taka
+        mmk: mmk, kyat, kyats
+        khr: khr, riel, riels
+        mnt: mnt, tugrik, tugriks
+        lkr: lkr
+        pkr: pkr
+        npr: npr
+        ngn: ngn, naira
+        ghs: ghs, cedi, cedis
+        shilling: shilling, shillings
+        kes: kes
+        etb: etb, birr
+        kwacha: kwacha
+        mzn: mzn, metical, meticais
+        bwp: bwp, pula
+        rand: rand, rands
+        ars: ars
+        clp: clp
+        pen: soles
+        bob: bolivianos
+        bolivar: bolivar, bolivars, bolivares
+        pyg: pyg, guarani, guaranies
+        crc: crc, colones
+        gtq: gtq, quetzales
+        hnl: hnl, lempira, lempiras
+        nio: cordobas
+        htg: htg, gourde, gourdes
         aed: aed, dirham, dirhams
         sar: sar, riyal, riyals
         zar: zar

@@ -5,6 +5,8 @@ with "enable" and the other with "turn off" ask for opposite things. Inflections
 compared; pairs that differ by a prefix (install, uninstall) need none either, guard_negation.py finds them by rule. Two
 words joined by _ are a verb and its particle, which may stand apart ("turn the sound off").
 
+Rarer words, "concave" and "convex", come from words_opposites.txt, which is made from WordNet.
+
 Left out are opposites that people use for the same wish: come and go, teach and learn ("teach me", "how do I learn"),
 give and get.
 """
@@ -15,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from functools import cache
+from importlib import resources
 from typing import NamedTuple
 
 from semcache.cache.words import stem
@@ -73,7 +76,8 @@ zoom_in | zoom_out
 follow | unfollow
 mute silence | unmute
 pin | unpin
-like love adore enjoy | dislike hate detest loathe
+like love adore enjoy tolerate | dislike hate detest loathe
+admire respect esteem adore | despise scorn loathe disdain
 freeze | unfreeze thaw melt
 load | unload
 pack wrap | unpack unwrap
@@ -138,6 +142,7 @@ charge | discharge
 charge | refund
 inbox receive | outbox send
 vote_for | vote_against
+pick_up collect | drop_off hand_in
 call_in | call_out
 """
 
@@ -190,6 +195,7 @@ superior | inferior
 senior | junior
 primary | secondary tertiary
 upper | lower
+port larboard | starboard
 front | back rear
 forward forwards | backward backwards
 clockwise | anticlockwise counterclockwise
@@ -347,7 +353,9 @@ full | empty
 clean | dirty messy
 safe secure harmless | dangerous unsafe hazardous harmful risky
 rich wealthy | poor broke
-cheap inexpensive affordable budget | expensive costly pricey luxury premium
+cheap inexpensive affordable budget | expensive costly pricey dear luxury premium
+rare scarce uncommon | common commonplace widespread
+deep low | high shrill
 good great | bad evil awful terrible poor
 beautiful pretty attractive handsome | ugly unattractive
 happy glad cheerful joyful | sad unhappy depressed miserable
@@ -406,7 +414,16 @@ def sides() -> Mapping[str, tuple[Side, ...]]:
         for side, entries in enumerate(parted):
             for entry in entries.split():
                 table[_key(entry)].append(Side(axis, side, sort, is_pair=len(parted) == 2))
+    for axis, pair in enumerate(_from_wordnet(), start=len(list(_lines()))):
+        for side, key in enumerate(pair.split("-")):
+            table[key].append(Side(axis, side, Sort.PLAIN, is_pair=True))
     return {key: tuple(found) for key, found in table.items()}
+
+
+def _from_wordnet() -> Iterator[str]:
+    """Two stems with a hyphen between."""
+    text = resources.files("semcache.cache").joinpath("words_opposites.txt").read_text(encoding="utf-8")
+    yield from (pair for line in text.splitlines() if not line.startswith("#") for pair in line.split())
 
 
 @cache

@@ -40,6 +40,13 @@ class Polarity(NamedTuple):
     claims: frozenset[str]  # "can" of "I can", which "I can't" denies
 
 
+def only_in(one: Polarity, other: Polarity) -> list[Item]:
+    """The items that the one has more often. As Counter's minus, in a third of its time."""
+    theirs = other.items
+    return [item for item, times in one.items.items() if times > theirs[item]]
+
+
+@lru_cache(maxsize=8192)  # the same few words meet again and again
 def are_opposite(one: Item, other: Item) -> bool:
     """Whether they say opposite things: "enable" and "disable", "not wet" and "wet", "up" and "down" in one place."""
     if one.beside and other.beside and not _are_together(one.beside, other.beside):
@@ -66,6 +73,7 @@ def are_on_one_side(one: Item, other: Item) -> bool:
     )
 
 
+@lru_cache(maxsize=8192)
 def are_alike(one: Item, other: Item) -> bool:
     """Whether one is the opposite of the other, turned: "dependent" and "not independent"."""
     return one.is_turned != other.is_turned and any(
@@ -83,7 +91,7 @@ ENDINGS = frozenset(map(stem, "stop quit avoid prevent cease".split()))
 _LOOK_AHEAD = 3  # words between a negation and what it denies, or a verb and its particle
 _PASSED_OVER = frozenset(
     "a an the be been being is am are was were to so very really too that any able have has had yet "
-    "ever even do does did".split()
+    "ever even do does did of".split()
 )
 # After "won't" stands who does it, not what is denied: "won't my card work".
 _DOERS = frozenset("i you we they it he she my your the this these those his her our their there".split())
@@ -125,7 +133,7 @@ def read_polarity(text: str) -> Polarity:
     return Polarity(
         Counter(items),
         frozenset(word.stem for word in words),
-        tuple(found for word in words for found in _affixes(word.stem)),
+        tuple(found for word in words for found in _affixes(word)),
         negations,
         tuple(negated),
         tuple(complaints),
@@ -168,11 +176,13 @@ _SHORTEST = 3  # letters of a stem that an affix is taken from
 
 
 @lru_cache(maxsize=16384)
-def _affixes(word: str) -> tuple[tuple[str, str, str], ...]:
-    found = [(word, prefix, word.removeprefix(prefix)) for prefix in _PREFIXES if word.startswith(prefix)]
-    if word.endswith(_SUFFIX):
-        found.append((word, _SUFFIX, word.removesuffix(_SUFFIX)))
-    return tuple(each for each in found if len(each[2]) >= _SHORTEST)
+def _affixes(word: Word) -> tuple[tuple[str, str, str], ...]:
+    found = {(prefix, word.stem.removeprefix(prefix)) for prefix in _PREFIXES if word.stem.startswith(prefix)}
+    # The rest may have another stem than it leaves of the whole: nonflammable.
+    found |= {(prefix, stem(word.text.removeprefix(prefix))) for prefix in _PREFIXES if word.text.startswith(prefix)}
+    if word.stem.endswith(_SUFFIX):
+        found.add((_SUFFIX, word.stem.removesuffix(_SUFFIX)))
+    return tuple((word.stem, affix, rest) for affix, rest in sorted(found) if len(rest) >= _SHORTEST)
 
 
 @lru_cache(maxsize=16384)
