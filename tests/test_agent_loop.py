@@ -89,5 +89,5 @@ def test_what_was_said_last_is_the_assistants() -> None:
     assert said_last([assistant("a"), assistant(None)]) is None
 
 
-def test_white_space_makes_no_other_answer() -> None:
-    assert digest_of("one  two\n") == digest_of("one two") != digest_of("one too")
+def test_white_space_at_the_ends_makes_no_other_answer() -> None:
+    assert digest_of("one two\n") == digest_of(" one two") != digest_of("one too")
