@@ -230,6 +230,7 @@ class Cache:
         await core.pipeline.flights.drain()
         await core.learning.idle()
         await core.learning.flush()
+        await core.bound.idle()
 
     def stats(self) -> Mapping[str, Mapping[str, object]]:
         return self._open().core.stats()

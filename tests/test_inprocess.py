@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -281,11 +282,15 @@ async def test_a_closed_cache_and_wrong_settings_say_so() -> None:
         Cache({"match": {"threshold": 2}})
 
 
-async def test_once_it_is_settled_every_answer_is_kept_and_nothing_waits_to_be_compared() -> None:
-    model = Model()
-    async with opened({"match": {"learn": "always"}}) as cache:
-        asking = [cache.ask(f"How tall is tower {number}?", fetch=model) for number in range(20)]
-        await asyncio.gather(*asking)
+async def test_once_it_is_settled_every_answer_is_kept_and_learned_from() -> None:
+    async def fetch(question: str) -> str:
+        return "Sixty metres, and it may be climbed."
+
+    async with opened({"match": {"max_error": 0.05}}) as cache:
+        for first, second in product("bdfgklmn", "aeiouyrs"):  # each is near all before it
+            await cache.ask(f"how tall is the old tower at the {first}{second}ll gate", fetch=fetch)
         await cache.settle()
         stats = cache.stats()
-        assert (stats["pipeline"]["flights"], stats["pipeline"]["stored"], stats["learning"]["waiting"]) == (0, 20, 0)
+        assert (stats["pipeline"]["flights"], stats["pipeline"]["stored"], stats["learning"]["waiting"]) == (0, 64, 0)
+        assert int(str(stats["bound"]["observations"])) > 50
+        assert int(str(stats["bound"]["fits"])) >= 1
