@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp
 import numpy as np
+import openai
 import pytest
 
 from semcache import config
@@ -312,3 +313,14 @@ async def explain(proxy: Proxy, messages: list[dict[str, Any]]) -> Any:
         async with http.post(url, data=json.dumps(asked).encode()) as response:
             assert response.status == 200
             return await response.json()
+
+
+async def test_turns_are_embedded_only_where_something_near_was_found(similar: Proxy) -> None:
+    await similar.ask(talk(OPENING, REPLY, QUESTION))
+    before = len(similar.embedder.embedded)
+    stored_only = {"Cache-Control": "only-if-cached"}
+    with pytest.raises(openai.APIStatusError):
+        await similar.ask(talk(OPENED, REPLY, "Where do I find the hours of the office?"), headers=stored_only)
+    assert len(similar.embedder.embedded) == before + 1
+    await similar.ask(talk(OPENED, REPLY, NEAR), headers=stored_only)
+    assert len(similar.embedder.embedded) == before + 3

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from math import log
+from math import exp, log
 from time import perf_counter
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -183,8 +183,9 @@ class Lookup:
         phases_ms["search"] = round(search_ms, 3)
         if not candidates:
             return Finding(None, Reason.NO_ENTRY, vector=vector)
-        try:
-            past = await self.read_past(ask, ruling)
+        try:  # nothing is compared with what is not near enough itself, and embedding turns takes longer than all else
+            is_near = candidates[0].similarity >= ruling.floor
+            past = await self.read_past(ask, ruling) if is_near else NO_PAST
         except TooLong:
             return Finding(None, Reason.TOO_LONG, vector=vector)
         begun = perf_counter()
@@ -262,6 +263,10 @@ class Lookup:
         )
         return self.bound.mark, *features
 
+    @property
+    def has_judge(self) -> bool:
+        return not isinstance(self._judge, NoJudge)
+
     def judge_odds(self, asked: Asked, entry: Entry) -> float:
         """The pair judge's log-odds that the stored answer serves."""
         if entry.question is None or entry.vector is None:
@@ -333,6 +338,10 @@ def _tier(asked: Asked, entry: Entry) -> Tier:
 def log_odds(probability: float) -> float:
     inside = min(max(probability, 1e-6), 1 - 1e-6)
     return log(inside / (1 - inside))
+
+
+def probability_of(odds: float) -> float:
+    return 1 / (1 + exp(-odds))
 
 
 def _first(exact: Reason | None, later: Reason) -> Reason:
