@@ -61,6 +61,8 @@ DIFFERENT = [
 
 SAME = [
     ("How do I update my address?", "Where do I update my address?", "what is done on a page: the way is the place"),
+    ("Is a tablet enough? Why?", "Is a tablet enough?", "reasons go without saying"),
+    ("Who is the best keeper?", "Which keeper is the best?", "a person is also one of several"),
     ("How tall is the dam?", "How high is the dam?", "two words for one quality"),
     ("How do I reset my password?", "Can I reset my password?", "a wish"),
     ("How do I reset my password?", "Reset my password", "a command"),

@@ -97,6 +97,7 @@ _ALIKE = _pairs(
     (Kind.WHAT, Kind.WHEN),
     (Kind.WHAT, Kind.WHERE),
     (Kind.WHAT, Kind.WHY),
+    (Kind.WHO, Kind.WHICH),
     # "Which" asks for the things themselves, and not how many there are.
     *((Kind.WHICH, kind) for kind in (Kind.WHAT, Kind.HOW, Kind.WHETHER, Kind.HOW_MUCH, Kind.WHEN, Kind.WHERE)),
 )
@@ -130,7 +131,7 @@ _WAYS = frozenset(
         stem,
         "find see locate view access check look change update edit modify set reset add remove delete cancel verify "
         "activate enable disable configure link connect top register subscribe unsubscribe sign log apply request "
-        "submit order report upload download upgrade switch".split(),
+        "submit order report block unblock lock unlock upload download upgrade switch".split(),
     )
 )
 _OF_TIME = frozenset(map(stem, "time date day year month hour week".split()))
@@ -196,7 +197,9 @@ def _read_kind(words: Sequence[Word], place: int) -> Kind | None:
     if text == "how":
         return _read_how([word.text for word in words[place + 1 : place + 3]])
     if text == "why":
-        return Kind.WHY
+        # "Is it worth it? Why?", "and why": that an answer gives its reasons goes without saying
+        is_added = words[0].text in _AUXILIARIES and (place + 1 == len(words) or words[place + 1] in MARKS)
+        return None if is_added and (words[place - 1] in MARKS or words[place - 1].text in ("and", "or")) else Kind.WHY
     is_asked = place == 0 or words[place - 1] in MARKS or words[place - 1].stem in _LEADING
     if text in ("what", "which") and is_asked:
         kind = _read_what([word.stem for word in words[place + 1 : place + 6]])
