@@ -80,6 +80,8 @@ def _facts(report: Report) -> Table:
     if report["partition_entries"] is not None:
         rows.append(("partition", f"{report['partition']}: {report['partition_entries']:,} questions to compare with"))
     rows += [("context" if not place else "", _member(each)) for place, each in enumerate(report["context"])]
+    if report["bound"]:
+        rows.append(("error bound", _bound(route["max_error"], report["bound"])))
     if report["no_backend"]:
         rows.append(("no backend", report["no_backend"]))
     if report["fault"]:
@@ -87,6 +89,22 @@ def _facts(report: Report) -> Table:
     for name, value in rows:
         table.add_row(name, Text(_plain(value)))
     return table
+
+
+def _bound(max_error: float, bound: Mapping[str, Any]) -> str:
+    """What the evidence supports, in words."""
+    whose = "of this scope" if bound["is_own"] else "of all scopes together"
+    if bound["cut"] is None:
+        return (
+            f"at most {max_error:.1%} of hits wrong: not supported by the evidence, so nothing is served by meaning; "
+            f"{bound['observed']:,} comparisons here, {bound['observed_everywhere']:,} in all, and {bound['needed']:,} "
+            "without an error are the least that would prove it"
+        )
+    return (
+        f"at most {max_error:.1%} of hits wrong: candidates are served from a probability of {bound['cut']:.4f} on; "
+        f"there {bound['wrong_above']} of {bound['observed_above']:,} comparisons {whose} were wrong, so at most "
+        f"{bound['upper']:.2%} of hits are (95 % confidence)"
+    )
 
 
 def _origin(stored: Mapping[str, Any]) -> str:
@@ -113,6 +131,9 @@ def _candidates(report: Report) -> Table:
     if compares_turns:
         table.add_column("turns", justify="right", no_wrap=True)
     table.add_column("guards")
+    judges = [name for name in ("judge", "probability") if any(each[name] is not None for each in candidates)]
+    for name in judges:
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("freshness", no_wrap=True)
     table.add_column("entry", no_wrap=True)
     is_shared = any(each["writer"] != report["tenant"] for each in candidates)
@@ -127,6 +148,7 @@ def _candidates(report: Report) -> Table:
             Text("passes", "green") if is_near else Text("below", "red"),
             *([f"{each['turns_similarity'] or 0:.3f}"] if compares_turns else []),
             _guards(each["guards"]),
+            *("-" if each[name] is None else f"{each[name]:.4f}" for name in judges),
             Text(each["freshness"], "green" if each["freshness"] == "fresh" else "yellow"),
             entry,
             *([Text(_plain(", ".join(each["vouchers"] or [each["writer"]])))] if is_shared else []),

@@ -17,9 +17,11 @@ from multidict import CIMultiDict
 
 from semcache import wire
 from semcache.admit import ANONYMOUS, Admission
+from semcache.cache.bound import Opinion
 from semcache.cache.context_view import Member, shorten, view_context, without_secrets
 from semcache.cache.explain import Evidence, Explainer, Neighbour, Stored
 from semcache.cache.explain_words import freshness_of, say, tell, why_exact_only
+from semcache.cache.lookup import probability_of
 from semcache.cache.policy import Ruling, read_directives, tighten
 from semcache.config import Route, TenantSettings
 from semcache.errors import ClientError, SemcacheError
@@ -191,6 +193,7 @@ class Explaining:
             "served": None if match is None or reason is not None else match.entry.id,
             "elsewhere": [asdict(home) for home in evidence.elsewhere],
             "fault": evidence.fault,
+            "bound": evidence.opinion and _bound(evidence.opinion),
         }
 
     def _route(self, route: Route, ruling: Ruling) -> Mapping[str, Any]:
@@ -202,6 +205,8 @@ class Explaining:
             "pools": route.pools,
             "mode": route.match.mode,
             "threshold": ruling.threshold,
+            "judge": ruling.judge,
+            "max_error": ruling.limits and ruling.limits.max_error,
             "context": route.match.context if isinstance(route.match.context, str) else f"last: {route.match.context}",
             "guards": ruling.guards,
             "neighbours": ruling.neighbours,
@@ -303,6 +308,21 @@ def _chat(asked: Asked, model: str | None) -> bytes:
     return json.dumps({"model": model, "messages": messages, **user}).encode()
 
 
+def _bound(opinion: Opinion) -> Mapping[str, Any]:
+    """What the evidence supports. A cut is told as a probability, as candidates are."""
+    cut = opinion.cut
+    return {
+        "observed": opinion.observed,
+        "observed_everywhere": opinion.observed_everywhere,
+        "needed": opinion.needed,
+        "is_own": opinion.is_own,
+        "cut": cut and round(probability_of(cut.score), 4),
+        "observed_above": cut and cut.observed,
+        "wrong_above": cut and cut.wrong,
+        "upper": cut and round(cut.upper, 5),
+    }
+
+
 def _candidate(neighbour: Neighbour) -> Mapping[str, Any]:
     return {
         "similarity": round(neighbour.similarity, 6),
@@ -312,6 +332,8 @@ def _candidate(neighbour: Neighbour) -> Mapping[str, Any]:
             word.guard: "not built" if word.vetoes is None else "vetoes" if word.vetoes else "passes"
             for word in neighbour.guards
         },
+        "judge": None if neighbour.judged is None else round(neighbour.judged, 4),
+        "probability": None if neighbour.weighed is None else round(neighbour.weighed.probability, 4),
         "objection": neighbour.objection,
         "is_looked_at": neighbour.is_looked_at,
         **_stored(neighbour.stored),

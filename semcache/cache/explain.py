@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from semcache.cache.bound import Decision, Opinion, group_of
 from semcache.cache.context_view import without_secrets
 from semcache.cache.conversation import past_similarity
 from semcache.cache.guards import GUARDS
-from semcache.cache.lookup import Asked, Embedder, Index, Lookup, judge_age
+from semcache.cache.lookup import Asked, Embedder, Index, Lookup, judge_age, probability_of
 from semcache.cache.policy import Ruling
 from semcache.cache.store_log import Home
 from semcache.cache.verify import is_near_enough
@@ -65,6 +66,8 @@ class Neighbour:
     is_near_enough: bool  # the threshold's word
     turns_similarity: float | None  # of the turns before, where they need not be equal
     guards: tuple[GuardWord, ...]
+    judged: float | None  # the pair judge's probability that its answer serves; None: no route asks the judge
+    weighed: Decision | None  # what the error bound makes of it; None: the threshold decides
     objection: Reason | None  # what verification as a whole says of it, feedback included, were it near enough
     is_looked_at: bool  # among the `match.neighbours` nearest: a lookup reads no others
     stored: Stored
@@ -94,6 +97,7 @@ class Evidence:
     elsewhere: tuple[Elsewhere, ...]  # where there is no match
     items_stored: tuple[bool, ...] = ()  # of a batch
     fault: str | None = None  # a part of the cache failed: nothing may be concluded
+    opinion: Opinion | None = None  # what the evidence supports; None: no error bound is set
 
 
 class Explainer:
@@ -121,12 +125,16 @@ class Explainer:
         except CacheFault as fault:
             return Evidence(Finding(None, Reason.CACHE_FAULT), None, partition_entries, (), (), fault=fault.message)
         try:
-            neighbours = await self._neighbours(ask, key, ruling)
+            neighbours = await self._neighbours(ask, scope, key, ruling)
         except TooLong:  # and so the finding says
             neighbours = ()
         except CacheFault as fault:  # an exact hit needs none of this
             return Evidence(finding, exact, partition_entries, (), elsewhere, fault=fault.message)
-        return Evidence(finding, exact, partition_entries, neighbours, elsewhere)
+        return Evidence(finding, exact, partition_entries, neighbours, elsewhere, opinion=self._opinion(scope, ruling))
+
+    def _opinion(self, scope: Scope, ruling: Ruling) -> Opinion | None:
+        limits = ruling.limits
+        return None if limits is None else self._lookup.bound.opinion(group_of(scope), limits.max_error)
 
     async def _gather_batch(self, ruling: Ruling, items: Sequence[Key]) -> Evidence:
         found = [await self._lookup.find_exact(item, ruling) for item in items]
@@ -141,33 +149,47 @@ class Explainer:
         entry = None if seq is None else await self._store.peek(seq)
         return None if entry is None else self._describe(entry, ruling)
 
-    async def _neighbours(self, ask: Ask, key: Key, ruling: Ruling) -> tuple[Neighbour, ...]:
+    async def _neighbours(self, ask: Ask, scope: Scope, key: Key, ruling: Ruling) -> tuple[Neighbour, ...]:
         partition = key.partition
         if partition is None or ask.question is None or ruling.exact_only is not None:
             return ()
         if not self._index.partition_size(partition):
             return ()
         past = await self._lookup.read_past(ask, ruling)
-        wanted = max(SHOWN_CANDIDATES, ruling.neighbours)
+        wanted = max(SHOWN_CANDIDATES, ruling.searched)
         vector, candidates = await self._embedder.embed(
             ask.question, lambda vector: (vector, self._index.search(partition, vector, wanted))
         )
         asked = Asked(ask.question, vector, past, key)
-        found = []
-        for place, candidate in enumerate(candidates[:SHOWN_CANDIDATES]):
+        near = []
+        for candidate in candidates:
             entry = await self._store.peek(candidate.seq)
             if entry is not None:
-                found.append(self._judge(asked, candidate, entry, ruling, place < ruling.neighbours))
-        return tuple(found)
+                near.append((candidate, entry))
+        return tuple(
+            self._judge(asked, place, near, ruling, scope) for place in range(min(len(near), SHOWN_CANDIDATES))
+        )
 
-    def _judge(self, asked: Asked, candidate: Candidate, entry: Entry, ruling: Ruling, is_looked_at: bool) -> Neighbour:
+    def _judge(
+        self, asked: Asked, place: int, near: Sequence[tuple[Candidate, Entry]], ruling: Ruling, scope: Scope
+    ) -> Neighbour:
+        candidate, entry = near[place]
+        lookup, limits = self._lookup, ruling.limits
+        heard = [each for each in near[: ruling.searched] if each[0].similarity >= ruling.floor]
+        weighed = None
+        if limits is not None and place < len(heard):
+            features = lookup.weigh(asked, candidate, entry, heard)
+            weighed = lookup.bound.preview(group_of(scope), features[1:], limits)
+        asks_judge = (ruling.judge is not None or limits is not None) and lookup.has_judge
         return Neighbour(
             similarity=candidate.similarity,
             is_near_enough=is_near_enough(candidate, ruling),
             turns_similarity=round(past_similarity(asked.past, entry), 6) if ruling.compares_turns else None,
             guards=hear_guards(asked.question, entry.question or "", ruling.guards),
-            objection=self._lookup.find_objection(asked, candidate, entry, ruling),
-            is_looked_at=is_looked_at,
+            judged=probability_of(lookup.judge_odds(asked, entry)) if asks_judge else None,
+            weighed=weighed,
+            objection=lookup.find_objection(asked, candidate, entry, ruling) or (weighed.reason if weighed else None),
+            is_looked_at=place < ruling.neighbours,
             stored=self._describe(entry, ruling),
         )
 
