@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -51,9 +52,9 @@ def _show_route(route: Mapping[str, Any], console: Console) -> None:
 
 def _table(name: str, curve: Sequence[Mapping[str, Any]], chosen: float | None) -> Table:
     """Every second threshold, to fit on a screen; and the one that is recommended."""
-    table = Table(title=name, title_justify="left", title_style="", show_edge=False, pad_edge=False)
-    for head in ("threshold", "hits", "by meaning", "compared", "false hits", "95 % interval", "tokens", "USD", "time"):
-        table.add_column(head, justify="right")
+    table = Table(title=name, title_justify="left", title_style="", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for head in ("", "hits", "by meaning", "compared", "false", "95 % interval", "tokens", "USD", "time"):
+        table.add_column(head, justify="right", no_wrap=True)
     for row in curve:
         if round(row["threshold"] * 100) % 2 and row["threshold"] != chosen:
             continue
@@ -66,7 +67,7 @@ def _table(name: str, curve: Sequence[Mapping[str, Any]], chosen: float | None) 
             f"{row['semantic_hits']:,}",
             compared,
             _percent(row["false_rate"]) if row["compared"] else "",
-            f"{_percent(row['false_low'])} to {_percent(row['false_high'])}" if row["compared"] else "",
+            _interval(row) if row["compared"] else "",
             f"{row['tokens']:,}",
             f"{row['usd']:.2f}" + ("+" if row["unpriced"] else ""),
             _duration(row["fetch_s"]),
@@ -100,6 +101,11 @@ def recommended(route: Mapping[str, Any]) -> str:
 
 def _percent(share: float) -> str:
     return f"{share * 100:.2g} %" if 0 < share < 0.1 else f"{share * 100:.0f} %"
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    low, high = (_percent(row[name]).removesuffix(" %") for name in ("false_low", "false_high"))
+    return f"{low} to {high} %"
 
 
 def _duration(seconds: float) -> str:
