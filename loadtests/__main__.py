@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
+import httpx
 import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -22,8 +24,11 @@ from loadtests.scenarios import SCENARIOS, Scenario
 from loadtests.workload import Workload, arriving, from_file, poisson, trace, with_streams
 from semcache import children
 from semcache.errors import SemcacheError
+from semcache.learning import FLUSH_S
+from semcache.shadow_screen import show
 
 FILE = click.Path(dir_okay=False, exists=True, path_type=Path)
+COMPARED_S = 120.0  # how long the report waits for answers that are not compared yet
 LISTED = "\n".join(f"  {scenario.name:8} {scenario.shows}" for scenario in SCENARIOS.values())
 
 
@@ -38,6 +43,7 @@ Examples:
   python -m loadtests
   python -m loadtests --scenario burst --threshold 0.93
   python -m loadtests --file questions.jsonl.gz --rate 40 --limit 5000
+  python -m loadtests --shadow --file questions.jsonl.gz --rate 25 --limit 3000
   python -m loadtests --file questions.jsonl --trace arrivals.csv --speed 10
   python -m loadtests --url http://127.0.0.1:8080/v1 --model llama-3 --concurrency 8""",
 )
@@ -54,6 +60,7 @@ Examples:
 @click.option("--streams", type=click.FloatRange(0, 1), help="Share of the requests that ask for a stream.")
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--threshold", type=float, help="Least cosine of a semantic hit, for the proxy started here.")
+@click.option("--shadow", is_flag=True, help="Run the proxy started here in shadow mode, and show its report.")
 @click.option("--url", help="A running server, with /v1, in place of those started here.")
 @click.option("--model", default="simulated-small", show_default=True)
 @click.option("--api-key", envvar="LOADTEST_API_KEY", default="load-test", help="Or $LOADTEST_API_KEY.")
@@ -72,6 +79,7 @@ def main(
     streams: float | None,
     seed: int,
     threshold: float | None,
+    shadow: bool,
     url: str | None,
     model: str,
     api_key: str,
@@ -92,8 +100,10 @@ def main(
         if concurrency is None and timed is None:
             # A file without times has no pace of its own.
             concurrency = chosen.concurrency or (None if any(r.at_s for r in workload.requests) else 16)
-        with _server(chosen, url, threshold) as (base_url, about):
-            run = _play(console, workload, base_url, model, api_key, concurrency)
+        with _server(chosen, url, threshold, shadow) as (base_url, about, admin):
+            run = _play(console, workload, base_url, model, api_key, concurrency, shadow)
+            if shadow and admin is not None:
+                _show_shadow(admin, console)
     except SemcacheError as error:
         console.print(f"loadtests: {error.message}", markup=False, highlight=False)
         sys.exit(1)
@@ -124,10 +134,12 @@ def _timed(workload: Workload, trace_file: Path | None, speed: float, rate: floa
 
 
 @contextlib.contextmanager
-def _server(scenario: Scenario, url: str | None, threshold: float | None) -> Iterator[tuple[str, dict[str, str]]]:
-    """The base URL to ask and what to say of it. Servers started here are fresh, and gone afterwards."""
+def _server(
+    scenario: Scenario, url: str | None, threshold: float | None, shadow: bool
+) -> Iterator[tuple[str, dict[str, str], str | None]]:
+    """The base URL to ask, what to say of it, and the admin URL. Servers started here are fresh and gone afterwards."""
     if url is not None:
-        yield url, {"server": url}
+        yield url, {"server": url}, None
         return
     options = [] if threshold is None else ["--threshold", str(threshold)]
     with contextlib.ExitStack() as stack:
@@ -135,14 +147,35 @@ def _server(scenario: Scenario, url: str | None, threshold: float | None) -> Ite
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="semcache-loadtest-")))
         backend, upstream = children.start_simulator(folder, ttft=scenario.ttft, rate=scenario.tokens_per_s)
         stack.callback(backend.stop)
-        proxy, address, _ = children.start_proxy(folder, upstream, *options)
+        if shadow:
+            file = folder / "shadow.yaml"
+            file.write_text("match: {mode: shadow}\n", encoding="utf-8")
+            options += ["-c", str(file)]
+        proxy, address, metrics = children.start_proxy(folder, upstream, *options)
         stack.callback(proxy.stop)
         about = {"backend": f"simulated, {scenario.ttft} to the first token, {scenario.tokens_per_s:g} tokens/s"}
-        yield f"{address}/v1", {**about, "threshold": "as configured" if threshold is None else str(threshold)}
+        told = {**about, "threshold": "as configured" if threshold is None else str(threshold)}
+        yield f"{address}/v1", told, metrics.removesuffix("/metrics")
+
+
+def _show_shadow(admin: str, console: Console) -> None:
+    """The report of shadow mode, once all answers have been compared."""
+    with httpx.Client(base_url=admin, timeout=60) as client:
+        until = time.monotonic() + COMPARED_S
+        while client.get("/stats").json()["learning"]["waiting"] and time.monotonic() < until:
+            time.sleep(0.5)
+        time.sleep(2 * FLUSH_S)  # the last comparison, and what it showed
+        show(client.get("/shadow").json(), console)
 
 
 def _play(
-    console: Console, workload: Workload, base_url: str, model: str, api_key: str, concurrency: int | None
+    console: Console,
+    workload: Workload,
+    base_url: str,
+    model: str,
+    api_key: str,
+    concurrency: int | None,
+    same_answers: bool,
 ) -> Run:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
@@ -151,7 +184,7 @@ def _play(
         def advance(_: Result) -> None:
             progress.advance(bar)
 
-        driver = Driver(base_url, model=model, api_key=api_key, on_result=advance)
+        driver = Driver(base_url, model=model, api_key=api_key, on_result=advance, same_answers=same_answers)
         playing = driver.open_loop(workload) if concurrency is None else driver.closed_loop(workload, concurrency)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(playing)

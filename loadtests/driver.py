@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -101,7 +102,11 @@ class Driver:
         system: str = "You help customers of an outdoor shop.",
         timeout_s: float = 120.0,
         on_result: Callable[[Result], None] = lambda result: None,
+        same_answers: bool = False,
     ) -> None:
+        """`same_answers`: the simulated backend is told each question's group, and answers all questions of a group
+        alike, as a model would; so answers can be held against each other."""
+        self._same_answers = same_answers
         self._url = base_url.rstrip("/") + "/chat/completions"
         self._model = model
         self._system = system
@@ -175,7 +180,9 @@ class Driver:
         clock = time.perf_counter
         messages = [{"role": "system", "content": self._system}, {"role": "user", "content": request.text}]
         body = {"model": self._model, "messages": messages, "stream": request.stream}
-        async with session.post(self._url, json=body) as response:
+        about = re.sub(r"[^\w .-]+", "-", request.group, flags=re.ASCII)
+        headers = {"X-Simulate": f"about={about}"} if self._same_answers else None
+        async with session.post(self._url, json=body, headers=headers) as response:
             raw = bytearray()
             async for chunk in response.content.iter_any():
                 if result.ttfb_ms is None:

@@ -6,6 +6,7 @@ and a set rate after it, counts what it was asked (GET /simulate/stats), and mis
 
     ttft=300ms, rate=60    this request's own pace            tokens=N      an answer of N words
     finish=length          this finish reason                 reasoning, refusal   such an answer
+    about=cancel_order     one answer for all questions about this, in a little other words for each
     status=429             an error of this status            error-200     an error object with status 200
     cut=17                 the connection ends after 17 bytes of body
     error-event            an error event after three deltas  no-done       a stream without its last event

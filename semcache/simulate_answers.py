@@ -42,6 +42,15 @@ _SENTENCES = (
 )
 
 
+# Ways to say the same, for answers that are ordered to be about something.
+_ABOUT = (
+    "About {}: open your account page and choose it there.",
+    "About {}: please open your account page, and choose it there.",
+    "About {}: you can open your account page and choose it there.",
+    "About {}: open the account page, then choose it there.",
+)
+
+
 class Reference(NamedTuple):
     """For which question, in which context, an answer was written: 12 hex digits each."""
 
@@ -139,7 +148,7 @@ def count_prompt(body: Json) -> int:
 
 
 def write_reply(body: Json, orders: Mapping[str, str], number: int, now: float, pace: Pace = AT_ONCE) -> Reply:
-    """Answer a chat request. `orders` come from the X-Simulate header: tokens, finish, reasoning, refusal."""
+    """Answer a chat request. `orders` come from the X-Simulate header: tokens, finish, reasoning, refusal, about."""
     question = read_question(body)
     context = context_digest(body)
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
@@ -163,7 +172,9 @@ def _choice(
         return Choice("", orders.get("finish", "tool_calls"), tool=tool)
     if "refusal" in orders:
         return Choice("I cannot help with that.", orders.get("finish", "stop"), refusal=True)
-    text = f"[ref {question_digest(question)}/{context}] {_prose(question, context, index, orders)}"
+    about = orders.get("about")
+    said = _prose(question, context, index, orders) if about is None else _about(about, question)
+    text = f"[ref {question_digest(about or question)}/{context}] {said}"
     wanted = body.get("response_format") or {}
     if wanted.get("type") in ("json_object", "json_schema"):
         text = orjson.dumps(_structured(text, wanted.get("json_schema") or {})).decode()
@@ -184,6 +195,12 @@ def _prose(question: str, context: str, index: int, orders: Mapping[str, str]) -
         return " ".join(spoken)
     words = " ".join(spoken).split()
     return " ".join(words[place % len(words)] for place in range(wanted))
+
+
+def _about(about: str, question: str) -> str:
+    """One answer for many questions, as a model would give it: never quite the same words."""
+    way = _ABOUT[int(question_digest(question), 16) % len(_ABOUT)]
+    return way.format(" ".join(re.split(r"[\W_]+", about)).strip())
 
 
 def _tool_to_call(body: Json, question: str) -> tuple[str, str] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
 import numpy as np
@@ -14,7 +15,7 @@ from openai import APIError, AsyncOpenAI, RateLimitError
 
 from semcache.errors import StartError
 from semcache.simulate import Simulator
-from semcache.simulate_answers import question_digest, read_reference
+from semcache.simulate_answers import question_digest, read_reference, write_reply
 
 QUESTION = [{"role": "user", "content": "Do you ship to Norway?"}]
 TRACK_ORDER = {
@@ -227,3 +228,12 @@ async def test_a_taken_port_is_one_clear_line(backend: Simulator) -> None:
     taken = int(backend.url.split(":")[2].split("/")[0])
     with pytest.raises(StartError, match=f"cannot listen on 127.0.0.1:{taken}"):
         await Simulator().start(taken)
+
+
+def test_an_answer_that_is_ordered_to_be_about_something_says_the_same_in_other_words() -> None:
+    bodies: list[Any] = [{"messages": [{"role": "user", "content": f"question {n}"}]} for n in range(20)]
+    texts = {write_reply(body, {"about": "cancel_order"}, 1, 0.0).choices[0].text for body in bodies}
+    other = write_reply(bodies[0], {"about": "change_order"}, 1, 0.0).choices[0].text
+    references = {read_reference(text) for text in texts}
+    assert len(texts) > 1 and len(references) == 1
+    assert read_reference(other) not in references
