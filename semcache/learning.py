@@ -147,11 +147,16 @@ class Learning:
 
     def learn(self, plan: Plan, finding: Finding, reading: Reading, fetch_s: float) -> None:
         """An answer has been fetched, and has left. `fetch_s`: how long that took. Returns at once, raises nothing."""
-        route = plan.route
-        if not wants_learning(route.match):
+        if not wants_learning(plan.route.match):
             return
+        try:
+            self._take(plan, finding, reading, fetch_s)
+        except Exception as exc:  # whoever asked has his answer, and nothing that fails here may show
+            self._fault(exc)
+
+    def _take(self, plan: Plan, finding: Finding, reading: Reading, fetch_s: float) -> None:
         spent = None
-        if route.match.mode == "shadow" and was_looked_up(finding):
+        if plan.route.match.mode == "shadow" and was_looked_up(finding):
             spent = self._spent(plan, reading, fetch_s)
         finding = _with_match(finding)
         job = _Job(plan, finding, reading.answer, spent, self._clock())
@@ -196,11 +201,14 @@ class Learning:
                 except (CacheFault, TimeoutError):  # the embedder is down, or has no time for this
                     self._count["dropped"] += 1
                 except Exception as exc:  # the top of a background loop
-                    self._count[f"fault_{type(exc).__name__}"] += 1
-                    log.error("comparing two answers failed unexpectedly: %s", type(exc).__name__)
+                    self._fault(exc)
             self._is_idle.set()
             self._come.clear()
             await self._come.wait()
+
+    def _fault(self, exc: Exception) -> None:
+        self._count[f"fault_{type(exc).__name__}"] += 1
+        log.error("comparing two answers failed unexpectedly: %s", type(exc).__name__)
 
     async def _compare(self, job: _Job) -> None:
         plan = job.plan
