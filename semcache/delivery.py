@@ -20,7 +20,7 @@ from cachetools import LRUCache
 from semcache import wire
 from semcache.batches import assemble_partly, assemble_stored
 from semcache.cache.policy import Directives
-from semcache.errors import CacheFault
+from semcache.errors import CacheFault, UpstreamError
 from semcache.forwarding import Source
 from semcache.pacing import RealTime, Timer, paced
 from semcache.pipeline import Followed, Pipeline, Played, PlayedBatch
@@ -96,6 +96,11 @@ class Deliverer:
                 reply = self._pipeline.forward_instead(plan, asked, source, outcome)
         try:
             return await self._follow(plan, reply, outcome)
+        except UpstreamError:
+            if reply.instead is None:
+                raise
+            played = self._pipeline.serve_after_all(plan, asked, reply.instead, source, outcome)
+            return await self._play(plan, played.match, asked, outcome)
         except CacheFault:  # what another's fetch brought is no answer to this request
             reply = self._pipeline.forward_alone(plan, asked, source, outcome)
             return await self._follow(plan, reply, outcome)
@@ -173,6 +178,8 @@ class Deliverer:
         await recording.begun()
         if reply.is_anothers and recording.status != 200:
             raise CacheFault("the error of another tenant's fetch: it may be about his key")
+        if reply.instead is not None and recording.status != 200:
+            raise UpstreamError("a fetch that was to be learned from failed")
         _adopt(reply, outcome)
         if not reply.is_relayed and recording.status == 200:
             return await self._render(plan, reply, outcome)

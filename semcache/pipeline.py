@@ -106,6 +106,7 @@ class Followed:
     is_anothers: bool = False  # another tenant's fetch: his answer is shared, his errors and headers are not
     plan: Plan | None = None  # of the items that are fetched, where the others of a batch are `known`
     known: Sequence[Match | None] = ()  # one for each item of the batch; None: it is fetched
+    instead: Match | None = None  # it is fetched only to learn: what to play should the fetch fail
 
 
 Reply = Played | PlayedBatch | Followed
@@ -154,7 +155,10 @@ class Pipeline:
         outcome.similarity = finding.best_similarity if match is None else match.similarity
         if ruling.only_if_cached:
             raise _not_cached()
-        return self._forward(plan, ruling, finding, source, outcome)
+        if finding.instead is not None and isinstance(plan.targets, SemcacheError):
+            return self._serve(plan, ruling, finding.instead, source, outcome)
+        reply = self._forward(plan, ruling, finding, source, outcome)
+        return replace(reply, instead=finding.instead) if isinstance(reply, Followed) and finding.instead else reply
 
     async def _respond_to_batch(self, plan: Plan, ruling: Ruling, source: Source, outcome: Outcome) -> Reply:
         """The same for a request of many items: what is stored is played, and only the rest is fetched."""
@@ -186,6 +190,11 @@ class Pipeline:
         reply = self._forward(plan, ruling, Finding(None, Reason.CACHE_FAULT), source, outcome)
         assert isinstance(reply, Followed)
         return reply
+
+    def serve_after_all(self, plan: Plan, asked: Directives, match: Match, source: Source, outcome: Outcome) -> Played:
+        """What was to be learned from a fresh answer is not worth failing a request that has a stored one."""
+        outcome.reason, outcome.collapsed = None, False
+        return self._serve(plan, tighten(plan.ruling, asked), match, source, outcome)
 
     def forward_alone(self, plan: Plan, asked: Directives, source: Source, outcome: Outcome) -> Followed:
         """What the flight brought that this request joined is no answer to it: fetch one for it alone."""

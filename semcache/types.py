@@ -326,6 +326,7 @@ class Finding(NamedTuple):
     considered: tuple[Considered, ...] = ()  # the candidates that were judged, nearest first
     occasion: Occasion = Occasion.MISS  # why it is forwarded, if it is
     share: float = 1.0  # of such requests that are forwarded
+    instead: Match | None = None  # of one that is forwarded to learn: what it gets should that fail
 
 
 class Said(StrEnum):

@@ -245,7 +245,14 @@ class Lookup:
             considered = (Considered(entry, candidate.similarity, decision.reason, decision.probability, features),)
             if decision.reason is None or (decision.reason is Reason.EXPLORING and ruling.only_if_cached):
                 return Finding(match, considered=considered)
-            return Finding(None, decision.reason, None, None, considered, decision.occasion, decision.share)
+            return Finding(
+                None,
+                decision.reason,
+                considered=considered,
+                occasion=decision.occasion,
+                share=decision.share,
+                instead=match if decision.reason is Reason.EXPLORING else None,
+            )
         return Finding(None, first or Reason.BELOW_THRESHOLD)
 
     def weigh(
