@@ -22,6 +22,7 @@ from semcache.cache.reranker import MAX_QUEUE, CrossEncoder, Rerankers
 from semcache.cache.reranker_engines import OnnxPairs, TorchPairs, sigmoid
 from semcache.errors import RerankerFault, StartError
 from tests.fakes import Clock
+from tests.networks import WINDOW, small_cross_encoder
 
 LONG_S = 30.0
 LATE_S = 0.02  # a deadline that is meant to pass
@@ -206,37 +207,12 @@ def test_a_logit_of_any_size_is_a_probability() -> None:
 # -- real networks, small and of random weights; loading torch takes some seconds, and many on a busy machine
 
 
-WINDOW = 128  # tokens; the longest probe has a hundred, as most of its letters are words of their own
-WORDS = "how do i reset my password where is parcel the pay cancel order turn on off".split()
-
-
 SLOW = pytest.mark.timeout(240)
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cross-encoder as sentence-transformers keeps it: one layer, a vocabulary of some words and all letters."""
-    import torch
-    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
-
-    folder = tmp_path_factory.mktemp("small-cross-encoder")
-    letters = [chr(code) for code in range(33, 127)]
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters, *(f"##{each}" for each in letters)]
-    (folder / "vocab.txt").write_text("\n".join(dict.fromkeys(vocabulary)))
-    torch.manual_seed(7)
-    shape = BertConfig(
-        vocab_size=len(dict.fromkeys(vocabulary)),
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=WINDOW,
-        initializer_range=0.3,
-        num_labels=1,
-    )
-    BertForSequenceClassification(shape).save_pretrained(folder)
-    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
-    return folder
+    return small_cross_encoder(tmp_path_factory.mktemp("small-cross-encoder"))
 
 
 @pytest.fixture(scope="module")
@@ -325,13 +301,13 @@ def test_a_reranker_that_was_not_prepared_says_how(small: Path, tmp_path: Path) 
 def test_a_shipped_file_carries_all_but_its_tokenizer(prepared: model.PreparedModel, tmp_path: Path) -> None:
     from semcache.cache.reranker_export import ship
 
-    ship(prepared.folder, 100, tmp_path / "one.onnx")
+    ship(prepared.folder, tmp_path / "one.onnx")
     manifest, probes, graph, _ = reranker_engines.read_shipped(tmp_path / "one.onnx")
-    assert manifest.window == 100
+    assert (manifest.name, manifest.window) == (reranker_engines.SHIPPED, WINDOW)
     engine = OnnxPairs(manifest, probes, graph, prepared.folder / model.TOKENIZER)
     engine.open()
     assert 0.0 < engine.score(*PAIRS[0]) < 1.0
-    assert engine.score("password " * 97, "pay") == 0.0
+    assert engine.score("password " * (WINDOW - 3), "pay") == 0.0
     with pytest.raises(StartError, match="cannot be loaded|is not its tokenizer"):
         OnnxPairs(manifest, probes, graph, model.locate(model.DEFAULT) / model.TOKENIZER).open()
 

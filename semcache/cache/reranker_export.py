@@ -108,12 +108,12 @@ def export(source: Path, target: Path, name: str, weights: str, precision: str =
     return manifest
 
 
-def ship(prepared: Path, window: int, path: Path) -> None:
+def ship(prepared: Path, path: Path) -> None:
     """Make of a prepared folder one file that carries its manifest; the tokenizer is the default embedder's."""
     import onnx
 
     manifest = Manifest.read(prepared / MANIFEST)
-    manifest = replace(manifest, name=SHIPPED, window=window, files={})
+    manifest = replace(manifest, name=SHIPPED, files={})
     scores = [round(float(score), 4) for score in np.load(prepared / PROBES)]
     graph = onnx.load(str(prepared / MODEL))
     onnx.helper.set_model_props(graph, {"semcache": json.dumps({**asdict(manifest), "scores": scores})})

@@ -1,0 +1,230 @@
+"""`semcache tune train-reranker`: a cross-encoder from labelled pairs, made ready to serve and measured.
+
+The pairs are those a cache has to judge: near each other, half with the same answer and half not, and of each source as
+many as of the others while it has them, so that the largest does not decide what "the same" means. Sources that are
+held out are not trained on; they tell what the model is worth where it has seen nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from semcache import config
+from semcache.cache import model, reranker_engines
+from semcache.cache.engines import OnnxEngine, cores
+from semcache.cache.reranker_engines import PairEngine
+from semcache.errors import ConfigError, SemcacheError, TooLong
+from semcache.tuning.labelled import Drawing, Embed, LabelledPairs, Vectors, load, name_of
+
+if TYPE_CHECKING:
+    from semcache.tuning.reranker_network import Example
+
+NEAR = 0.65  # least cosine of a pair to learn from: a little below the band in which the reranker will be asked
+MET = 0.70  # and of one to be measured by
+DRAWING = Drawing(neighbours=4, same=4, different=4, across=1)
+MEASURED = 3000  # pairs of a source; the int8 model scores some 300 a second on a core
+PRECISIONS = (0.90, 0.95, 0.98)
+BLOCK = 256  # texts embedded between two steps of the progress bar
+FILES = ("pairs_*", "stream_*")
+
+Figures = tuple[float, ...]  # the area under the curve, then the recall at each of PRECISIONS
+
+
+@click.command(name="train-reranker", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("data", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the new model.")
+@click.option("--only", multiple=True, metavar="NAME", help="Train on this file, such as stream_shop; * allowed.")
+@click.option("--hold-out", multiple=True, metavar="NAME", help="Measure on this file, and do not train on it.")
+@click.option("--start", metavar="FOLDER", help="Go on from this cross-encoder instead of the shipped embedder.")
+@click.option("--pairs", type=click.IntRange(100), default=40_000, show_default=True, help="To train on.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="To train for, at most.")
+@click.option("--rate", type=float, default=8e-5, show_default=True, help="Largest learning rate.")
+@click.option("--threads", type=click.IntRange(1), help="Of the training; all cores by default.")
+@click.option("--seed", type=int, default=7, show_default=True)
+@click.option("--ship", type=click.Path(dir_okay=False, path_type=Path), help="Write one file to come with semcache.")
+def train_reranker(
+    data: Path,
+    out: Path,
+    only: tuple[str, ...],
+    hold_out: tuple[str, ...],
+    start: str | None,
+    pairs: int,
+    minutes: float | None,
+    rate: float,
+    threads: int | None,
+    seed: int,
+    ship: Path | None,
+) -> None:
+    """Train a cross-encoder on the labelled files in DATA, and prepare it for match.reranker.
+
+    Read are files named pairs_NAME with "a", "b" and "duplicate" in each line, and stream_NAME with "text" and "class".
+    Forty thousand pairs take about ten minutes on two idle cores, and a minute on a GPU.
+    """
+    console = Console(stderr=True)
+    try:
+        with Progress(console=console) as progress:
+            learned, held = read_sources(data, only, hold_out, embedding(progress))
+        examples = choose(learned, pairs, seed)
+        console.print(f"{len(examples):,} pairs of {', '.join(learned)}")
+        seen = fit(start, examples, out, rate, minutes, threads, seed, console.print)
+        prepared = reranker_engines.prepare(str(out), progress=console.print)
+        engine = reranker_engines.build(str(out))
+        engine.open()
+        console.print(f"trained on {seen:,} pairs; to use it: match: {{reranker: {out}}}")
+        if ship is not None:
+            from semcache.cache.reranker_export import ship as write_one_file
+
+            write_one_file(prepared.folder, ship)
+    except SemcacheError as error:
+        sys.exit(f"semcache: {error.message}")
+    with Progress(console=console) as progress:
+        show(measure(held, engine, seed, progress), set(hold_out), Console())
+
+
+def read_sources(
+    data: Path, only: Sequence[str], hold_out: Sequence[str], embed: Embed
+) -> tuple[Mapping[str, LabelledPairs], Mapping[str, LabelledPairs]]:
+    """The sources to learn from and those held out, by name. Raises ConfigError."""
+    files = {name_of(file): file for pattern in FILES for file in sorted(data.glob(f"{pattern}.json*"))}
+    held = {name: file for name, file in files.items() if any(fnmatch(name, each) for each in hold_out)}
+    learned = {name: file for name, file in files.items() if any(fnmatch(name, each) for each in only or FILES)}
+    if not learned.keys() - held.keys():
+        raise ConfigError(f"{data}: has no {' or '.join(FILES)} file to train on")
+    return (
+        {name: load(file, embed, DRAWING).near(NEAR) for name, file in learned.items() if name not in held},
+        {name: load(file, embed).near(MET) for name, file in held.items()},
+    )
+
+
+def choose(sources: Mapping[str, LabelledPairs], number: int, seed: int) -> list[Example]:
+    """About `number` examples, half of them the same; fewer where the sources have no more."""
+    from semcache.tuning.reranker_network import Example
+
+    draw = random.Random(seed)
+    halves: dict[str, tuple[list[int], list[int]]] = {}
+    for name, pairs in sources.items():
+        halves[name] = (np.flatnonzero(pairs.same).tolist(), np.flatnonzero(~pairs.same).tolist())
+        for half in halves[name]:
+            draw.shuffle(half)
+    sizes = sorted(min(map(len, each)) for each in halves.values())
+    most = even_share(sizes, number // 2)
+    chosen = []
+    for name, (same, different) in halves.items():
+        count = min(most, len(same), len(different))
+        whole = sources[name].chosen(np.array([*same[:count], *different[:count]], np.intp))
+        chosen += [Example(pair.asked, pair.stored, pair.same) for pair in whole]
+    draw.shuffle(chosen)
+    return chosen
+
+
+def even_share(sizes: Sequence[int], total: int) -> int:
+    """The most that each may give so that all together, none more than it has, give about `total`; sizes ascend."""
+    for at, size in enumerate(sizes):
+        share = total // (len(sizes) - at)
+        if size >= share:
+            return share
+        total -= size
+    return max(sizes, default=0)
+
+
+def fit(
+    start: str | None,
+    examples: Sequence[Example],
+    out: Path,
+    rate: float,
+    minutes: float | None,
+    threads: int | None,
+    seed: int,
+    say: Callable[[str], None],
+) -> int:
+    import torch
+
+    from semcache.tuning.reranker_network import Plan, train
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    source = model.locate(start or model.DEFAULT)
+    model.check_weights(start or model.DEFAULT, source)
+    return train(source, examples, Plan(rate=rate, minutes=minutes or math.inf, seed=seed), out, say)
+
+
+def measure(
+    sources: Mapping[str, LabelledPairs], engine: PairEngine, seed: int, progress: Progress
+) -> dict[str, tuple[int, Figures, Figures]]:
+    """For each source how many pairs were scored, the figures of the cosine, and those of the model as it serves."""
+    figures = {}
+    for name, pairs in sources.items():
+        places = np.random.default_rng(seed).permutation(len(pairs))[:MEASURED]
+        chosen = pairs.chosen(places)
+        task = progress.add_task(f"measuring {name}", total=len(chosen))
+        scores = []
+        for pair in chosen:
+            scores.append(engine.score(pair.asked, pair.stored))
+            progress.advance(task)
+        figures[name] = (
+            len(chosen),
+            figures_of(chosen.same, chosen.cosine.astype(float)),
+            figures_of(chosen.same, np.array(scores)),
+        )
+    return figures
+
+
+def figures_of(same: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64]) -> Figures:
+    """The area under the ROC curve, and the recall at each of PRECISIONS; NaN where one kind of pair is missing."""
+    ranks = np.argsort(np.argsort(scores, kind="stable"), kind="stable") + 1
+    positives, negatives = int(same.sum()), int((~same).sum())
+    if not positives or not negatives:
+        return (math.nan,) * (1 + len(PRECISIONS))
+    area = (ranks[same].sum() - positives * (positives + 1) / 2) / (positives * negatives)
+    hits = np.cumsum(same[np.argsort(-scores, kind="stable")])
+    precision = hits / np.arange(1, len(same) + 1)
+    recalls = [float(hits[precision >= least].max(initial=0)) / positives for least in PRECISIONS]
+    return (float(area), *recalls)
+
+
+def show(figures: Mapping[str, tuple[int, Figures, Figures]], held: set[str], console: Console) -> None:
+    table = Table(title=f"pairs with cosine >= {MET:.2f} of sources that were not trained on")
+    for heading in ("source", "pairs", "by", "AUC", *(f"recall at {each:.0%}" for each in PRECISIONS)):
+        table.add_column(heading, justify="left" if heading in ("source", "by") else "right")
+    for name, (number, cosine, reranker) in figures.items():
+        table.add_row(name, f"{number:,}", "cosine", *(f"{each:.3f}" for each in cosine))
+        table.add_row("", "", "reranker", *(f"{each:.3f}" for each in reranker), end_section=True)
+    console.print(table)
+
+
+def embedding(progress: Progress) -> Embed:
+    """The shipped embedder on all cores; zeros for a text that it cannot read."""
+    engine = OnnxEngine(config.Embedder())
+    asyncio.run(engine.open())
+
+    def embed(name: str, texts: Sequence[str]) -> Vectors:
+        vectors = np.zeros((len(texts), engine.dimensions), np.float32)
+        task = progress.add_task(f"embedding {name}", total=len(texts))
+
+        def share(start: int) -> None:
+            block = texts[start : start + BLOCK]
+            for row, reply in enumerate(engine.embed(block), start=start):
+                if not isinstance(reply, TooLong):
+                    vectors[row] = reply
+            progress.advance(task, len(block))
+
+        with ThreadPoolExecutor(cores()) as threads:
+            list(threads.map(share, range(0, len(texts), BLOCK)))
+        return vectors
+
+    return embed

@@ -1,0 +1,126 @@
+"""Training a cross-encoder: balanced pairs in, a model that tells them apart out."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from rich.progress import Progress
+
+from semcache.cache import model
+from semcache.tuning import train_reranker
+from semcache.tuning.labelled import LabelledPairs, Vectors
+from semcache.tuning.train_reranker import choose, even_share, figures_of, measure, read_sources
+from tests.networks import small_cross_encoder
+
+SLOW = pytest.mark.timeout(240)  # loading torch takes some seconds, and many on a busy machine
+
+
+def pairs_of(name: str, same: int, different: int) -> LabelledPairs:
+    number = same + different
+    texts = [f"{name} {each}" for each in range(2 * number)]
+    asked, stored = np.arange(number), np.arange(number, 2 * number)
+    vectors = np.eye(1, dtype=np.float32).repeat(2 * number, 0)
+    return LabelledPairs(name, texts, vectors, asked, stored, np.arange(number) < same, np.ones(number, np.float32))
+
+
+@pytest.mark.parametrize(
+    "sizes, total, most", [([10, 10], 8, 4), ([2, 10], 8, 6), ([1, 2, 3], 100, 3), ([], 5, 0), ([0, 5], 4, 4)]
+)
+def test_a_small_source_gives_all_and_the_others_make_up_for_it(sizes: list[int], total: int, most: int) -> None:
+    assert even_share(sizes, total) == most
+    assert sum(min(size, most) for size in sizes) == min(total, sum(sizes))
+
+
+@SLOW
+def test_examples_are_half_the_same_in_each_source() -> None:
+    sources = {"large": pairs_of("large", 500, 300), "small": pairs_of("small", 5, 100)}
+    examples = choose(sources, 100, seed=1)
+    assert len(examples) == 100
+    assert sum(each.same for each in examples) == 50
+    assert sum(each.asked.startswith("small") for each in examples) == 10
+    assert choose(sources, 100, seed=1) == examples != choose(sources, 100, seed=2)
+
+
+def test_figures_are_those_of_the_ranking() -> None:
+    same = np.array([True, True, False, True, False])
+    scores = np.array([0.9, 0.8, 0.7, 0.6, 0.1])
+    area, at_90, *_ = figures_of(same, scores)
+    assert area == pytest.approx(5 / 6)  # of six pairs of one each, the wrong order in one
+    assert at_90 == pytest.approx(2 / 3)
+    assert all(np.isnan(figures_of(np.array([True, True]), np.array([0.1, 0.2]))))
+
+
+def test_a_source_held_out_is_measured_and_not_learned_from(tmp_path: Path) -> None:
+    row = json.dumps({"a": "one", "b": "two", "duplicate": 1})
+    for name in ("pairs_one", "pairs_two"):
+        (tmp_path / f"{name}.jsonl").write_text(row)
+
+    def embed(name: str, texts: object) -> Vectors:
+        return np.ones((2, 1), np.float32)
+
+    learned, held = read_sources(tmp_path, (), ("*_two",), embed)
+    assert (list(learned), list(held)) == (["pairs_one"], ["pairs_two"])
+    (figures,) = measure(held, Constant(), 1, Progress(disable=True)).values()
+    assert figures[0] == 1
+
+
+class Constant:
+    stamp, limit_chars, threads = "constant", 100, 1
+
+    def open(self) -> None: ...
+
+    def score(self, asked: str, stored: str) -> float:
+        return 0.5
+
+
+@SLOW
+def test_a_trained_network_tells_apart_what_it_was_shown(tmp_path: Path) -> None:
+    """The rule: an order that is to be cancelled is another matter."""
+    from semcache.tuning.reranker_network import Example, Plan, train
+
+    start = small_cross_encoder(tmp_path)
+    draw = random.Random(7)
+    examples = []
+    for _ in range(1200):
+        asked, stored = (" ".join(draw.choices(("where is my", "the parcel", "order", "pay"), k=2)) for _ in range(2))
+        same = draw.random() < 0.5
+        examples.append(Example(asked if same else f"cancel {asked}", stored, same))
+    said: list[str] = []
+    seen = train(start, examples, Plan(rate=2e-3, batch=16), tmp_path / "trained", said.append)
+    assert seen == len(examples)
+    scores = score_all(tmp_path / "trained", examples[:400])
+    area, *_ = figures_of(np.array([each.same for each in examples[:400]]), scores)
+    assert area > 0.9
+    assert "loss" in said[-1]
+
+
+def score_all(folder: Path, examples: list[object]) -> np.ndarray:
+    from sentence_transformers import CrossEncoder
+
+    return np.array(CrossEncoder(str(folder)).predict([(each.asked, each.stored) for each in examples]))  # type: ignore[attr-defined]
+
+
+@SLOW
+def test_a_training_that_runs_out_of_minutes_leaves_a_usable_model(tmp_path: Path) -> None:
+    from semcache.tuning.reranker_network import Example, Plan, train
+
+    start = small_cross_encoder(tmp_path)
+    examples = [Example("how do i pay", "where is my parcel", False)] * 1000
+    assert train(start, examples, Plan(minutes=1e-9), tmp_path / "trained", print) == 0
+    assert model.check_weights("trained", tmp_path / "trained")
+    assert len(score_all(tmp_path / "trained", list(examples[:2]))) == 2
+
+
+def test_a_folder_without_labelled_files_is_named(tmp_path: Path) -> None:
+    (tmp_path / "stream_shop.jsonl").write_text('{"question": "where is it?"}')
+    result = CliRunner().invoke(train_reranker.train_reranker, [str(tmp_path), "--out", str(tmp_path / "new")])
+    assert result.exit_code != 0
+    assert "stream_shop.jsonl: has neither pairs" in result.output
+    (tmp_path / "stream_shop.jsonl").unlink()
+    result = CliRunner().invoke(train_reranker.train_reranker, [str(tmp_path), "--out", str(tmp_path / "new")])
+    assert "has no pairs_* or stream_* file to train on" in result.output
