@@ -188,7 +188,8 @@ def recommend(curve: Sequence[Mapping[str, Any]], target: float) -> Mapping[str,
     for row in enough:
         if row["false_high"] > target:
             break
-        chosen = row
+        if chosen is None or row["compared"] > chosen["compared"]:  # a lower one without more evidence is a guess
+            chosen = row
     if chosen is not None:
         lines = ["match:", "  mode: serve", f"  threshold: {chosen['threshold']:.2f}"]
         return {"target": target, "threshold": chosen["threshold"], "row": chosen, "yaml": "\n".join(lines)}
@@ -217,7 +218,8 @@ def wilson(found: float, of: float) -> tuple[float, float]:
     share = found / of
     spread = Z * math.sqrt(share * (1 - share) / of + Z * Z / (4 * of * of))
     middle, scale = share + Z * Z / (2 * of), 1 + Z * Z / of
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+    # Rounded, for floats leave a trace of nothing: 1.7e-16.
+    return max(0.0, round((middle - spread) / scale, 12)), min(1.0, round((middle + spread) / scale, 12))
 
 
 def _share(part: float, whole: float) -> float:

@@ -52,8 +52,8 @@ def _show_route(route: Mapping[str, Any], console: Console) -> None:
 
 def _table(name: str, curve: Sequence[Mapping[str, Any]], chosen: float | None) -> Table:
     """Every second threshold, to fit on a screen; and the one that is recommended."""
-    table = Table(title=name, title_justify="left", title_style="", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    for head in ("", "hits", "by meaning", "compared", "false", "95 % interval", "tokens", "USD", "time"):
+    table = Table(title=name, title_justify="left", title_style="", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0))
+    for head in ("", "hits", "semantic", "compared", "false", "95 %", "tokens", "USD", "time"):
         table.add_column(head, justify="right", no_wrap=True)
     for row in curve:
         if round(row["threshold"] * 100) % 2 and row["threshold"] != chosen:
@@ -105,7 +105,7 @@ def _percent(share: float) -> str:
 
 def _interval(row: Mapping[str, Any]) -> str:
     low, high = (_percent(row[name]).removesuffix(" %") for name in ("false_low", "false_high"))
-    return f"{low} to {high} %"
+    return f"{low}-{high} %"
 
 
 def _duration(seconds: float) -> str:

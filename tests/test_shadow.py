@@ -85,8 +85,8 @@ def test_a_route_that_was_never_in_shadow_mode_is_not_shown() -> None:
 def test_the_lowest_threshold_that_keeps_the_target_for_sure_is_recommended() -> None:
     route = only_route(shadow_report(counts(), ROUTES, target=0.05))
     found = route["recommendation"]
-    assert found["threshold"] == 0.81  # nothing false came between this and 0.95
-    assert found["yaml"] == "match:\n  mode: serve\n  threshold: 0.81"
+    assert found["threshold"] == 0.95  # between this and 0.80 nothing was seen
+    assert found["yaml"] == "match:\n  mode: serve\n  threshold: 0.95"
 
 
 def test_too_little_evidence_says_how_much_is_missing() -> None:
@@ -153,8 +153,8 @@ def shown(report: Any) -> str:
 def test_the_screen_says_what_to_set() -> None:
     text = shown(shadow_report(counts(), ROUTES, target=0.05))
     assert "1,000 requests looked up" in text
-    assert "at 0.81 there are 50 % hits, 0.33 % of those by meaning false" in text
-    assert "threshold: 0.81" in text
+    assert "at 0.95 there are 50 % hits, 0.33 % of those by meaning false" in text
+    assert "threshold: 0.95" in text
 
 
 @pytest.mark.parametrize(
