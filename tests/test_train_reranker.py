@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from semcache.cache import model
 from semcache.tuning import train_reranker
-from semcache.tuning.labelled import LabelledPairs, Vectors
+from semcache.tuning.labelled import LabelledPairs, Pair, Vectors
 from semcache.tuning.train_reranker import choose, even_share, figures_of, measure, read_sources
 from tests.networks import small_cross_encoder
 
@@ -36,7 +36,6 @@ def test_a_small_source_gives_all_and_the_others_make_up_for_it(sizes: list[int]
     assert sum(min(size, most) for size in sizes) == min(total, sum(sizes))
 
 
-@SLOW
 def test_examples_are_half_the_same_in_each_source() -> None:
     sources = {"large": pairs_of("large", 500, 300), "small": pairs_of("small", 5, 100)}
     examples = choose(sources, 100, seed=1)
@@ -81,7 +80,7 @@ class Constant:
 @SLOW
 def test_a_trained_network_tells_apart_what_it_was_shown(tmp_path: Path) -> None:
     """The rule: an order that is to be cancelled is another matter."""
-    from semcache.tuning.reranker_network import Example, Plan, train
+    from semcache.tuning.reranker_network import Plan, train
 
     start = small_cross_encoder(tmp_path)
     draw = random.Random(7)
@@ -89,7 +88,7 @@ def test_a_trained_network_tells_apart_what_it_was_shown(tmp_path: Path) -> None
     for _ in range(1200):
         asked, stored = (" ".join(draw.choices(("where is my", "the parcel", "order", "pay"), k=2)) for _ in range(2))
         same = draw.random() < 0.5
-        examples.append(Example(asked if same else f"cancel {asked}", stored, same))
+        examples.append(Pair(asked if same else f"cancel {asked}", stored, same, 0.9))
     said: list[str] = []
     seen = train(start, examples, Plan(rate=2e-3, batch=16), tmp_path / "trained", said.append)
     assert seen == len(examples)
@@ -99,21 +98,21 @@ def test_a_trained_network_tells_apart_what_it_was_shown(tmp_path: Path) -> None
     assert "loss" in said[-1]
 
 
-def score_all(folder: Path, examples: list[object]) -> np.ndarray:
+def score_all(folder: Path, examples: list[Pair]) -> np.ndarray:
     from sentence_transformers import CrossEncoder
 
-    return np.array(CrossEncoder(str(folder)).predict([(each.asked, each.stored) for each in examples]))  # type: ignore[attr-defined]
+    return np.array(CrossEncoder(str(folder)).predict([(each.asked, each.stored) for each in examples]))
 
 
 @SLOW
 def test_a_training_that_runs_out_of_minutes_leaves_a_usable_model(tmp_path: Path) -> None:
-    from semcache.tuning.reranker_network import Example, Plan, train
+    from semcache.tuning.reranker_network import Plan, train
 
     start = small_cross_encoder(tmp_path)
-    examples = [Example("how do i pay", "where is my parcel", False)] * 1000
+    examples = [Pair("how do i pay", "where is my parcel", False, 0.9)] * 1000
     assert train(start, examples, Plan(minutes=1e-9), tmp_path / "trained", print) == 0
     assert model.check_weights("trained", tmp_path / "trained")
-    assert len(score_all(tmp_path / "trained", list(examples[:2]))) == 2
+    assert len(score_all(tmp_path / "trained", examples[:2])) == 2
 
 
 def test_a_folder_without_labelled_files_is_named(tmp_path: Path) -> None:

@@ -21,16 +21,12 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, BertForSequenceClassification
 
+from semcache.tuning.labelled import Pair
+
 WARM_UP = 0.06  # share of the training in which the rate rises
 LARGEST_STEP = 1.0  # norm of a gradient
 PADDED_TO = 8  # lengths of batches are multiples of it: fewer shapes to plan for
 SORTED = 64  # batches are made of so many batches' pairs, sorted by length; all of them sorted would be no random order
-
-
-class Example(NamedTuple):
-    asked: str
-    stored: str
-    same: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +54,7 @@ class Tokens(NamedTuple):
         return len(self.first) + len(self.second) + 3
 
 
-def train(source: Path, examples: Sequence[Example], plan: Plan, target: Path, say: Callable[[str], None]) -> int:
+def train(source: Path, examples: Sequence[Pair], plan: Plan, target: Path, say: Callable[[str], None]) -> int:
     """Leave a transformers model in the folder `target`, and return how many pairs it has seen.
 
     `source`: a folder with the weights to begin with, of an embedder or of a cross-encoder to go on with. Runs are
@@ -108,7 +104,7 @@ def _optimiser(network: Any, plan: Plan) -> Any:
     return torch.optim.AdamW(groups, lr=plan.rate, fused=True)
 
 
-def batches(examples: Sequence[Example], tokenizer: Any, plan: Plan) -> Iterator[list[Tokens]]:
+def batches(examples: Sequence[Pair], tokenizer: Any, plan: Plan) -> Iterator[list[Tokens]]:
     """Each pair once, in random order."""
     draw = random.Random(plan.seed)
     order = list(examples)
@@ -122,7 +118,7 @@ def batches(examples: Sequence[Example], tokenizer: Any, plan: Plan) -> Iterator
 
     for start in range(0, len(order), SORTED * plan.batch):
         pairs = []
-        for asked, stored, same in order[start : start + SORTED * plan.batch]:
+        for asked, stored, same, _ in order[start : start + SORTED * plan.batch]:
             one, other = (asked, stored) if draw.random() < 0.5 else (stored, asked)
             pair = Tokens(pieces(one), pieces(other), same)
             if len(pair) <= plan.window:

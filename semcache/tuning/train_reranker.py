@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 import numpy as np
@@ -29,10 +28,7 @@ from semcache.cache import model, reranker_engines
 from semcache.cache.engines import OnnxEngine, cores
 from semcache.cache.reranker_engines import PairEngine
 from semcache.errors import ConfigError, SemcacheError, TooLong
-from semcache.tuning.labelled import Drawing, Embed, LabelledPairs, Vectors, load, name_of
-
-if TYPE_CHECKING:
-    from semcache.tuning.reranker_network import Example
+from semcache.tuning.labelled import Drawing, Embed, LabelledPairs, Pair, Vectors, load, name_of
 
 NEAR = 0.65  # least cosine of a pair to learn from: a little below the band in which the reranker will be asked
 MET = 0.70  # and of one to be measured by
@@ -111,10 +107,8 @@ def read_sources(
     )
 
 
-def choose(sources: Mapping[str, LabelledPairs], number: int, seed: int) -> list[Example]:
+def choose(sources: Mapping[str, LabelledPairs], number: int, seed: int) -> list[Pair]:
     """About `number` examples, half of them the same; fewer where the sources have no more."""
-    from semcache.tuning.reranker_network import Example
-
     draw = random.Random(seed)
     halves: dict[str, tuple[list[int], list[int]]] = {}
     for name, pairs in sources.items():
@@ -127,7 +121,7 @@ def choose(sources: Mapping[str, LabelledPairs], number: int, seed: int) -> list
     for name, (same, different) in halves.items():
         count = min(most, len(same), len(different))
         whole = sources[name].chosen(np.array([*same[:count], *different[:count]], np.intp))
-        chosen += [Example(pair.asked, pair.stored, pair.same) for pair in whole]
+        chosen += list(whole)
     draw.shuffle(chosen)
     return chosen
 
@@ -144,7 +138,7 @@ def even_share(sizes: Sequence[int], total: int) -> int:
 
 def fit(
     start: str | None,
-    examples: Sequence[Example],
+    examples: Sequence[Pair],
     out: Path,
     rate: float,
     minutes: float | None,
