@@ -178,14 +178,16 @@ def read_question(text: str) -> Question:
     return Question(
         kinds=kinds,
         rest=frozenset(word.stem for word in words if word not in MARKS and word.text not in _FORMAL),
-        degree=next(filter(None, (_read_degree(words, place) for place in range(len(words)))), ""),
+        degree=next(
+            filter(None, (_read_degree(words, place) for place, word in enumerate(words) if word.text == "how")), ""
+        ),
         is_way=any(word.stem in _WAYS for word in words),
     )
 
 
 def _read_degree(words: Sequence[Word], place: int) -> str:
-    """The stem of the quality after "how"."""
-    if words[place].text != "how" or place + 1 == len(words):
+    """The stem of the quality after the "how" at `place`."""
+    if place + 1 == len(words):
         return ""
     word = words[place + 1]
     return _SAME_DEGREE.get(word.text, word.stem) if word.text in _DEGREES or word.text in ("old", "far") else ""

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from semcache.cache.polarity import are_opposite, read_polarity
+from semcache.cache.polarity import are_opposite, only_in, read_polarity
 from semcache.cache.remember import remember
 from semcache.cache.words import COMMA, MARKS, STOP, Word, read_words, stem
 
@@ -102,17 +102,14 @@ def read_roles(text: str) -> Roles:
 
 def _parts(words: Sequence[Word]) -> Iterator[Part]:
     clause = 0
+    lists = [word in MARKS or word.text in ("and", "or") for word in words]
+    last = len(words) - 1
     for place, word in enumerate(words):
         if word is STOP or word.text in _CLAUSES:
             clause += 1
         elif word is not COMMA and word.stem not in _UNSAID and not _is_wish(words, place):
-            beside = words[max(place - 1, 0)], words[min(place + 1, len(words) - 1)]
-            yield Part(
-                word.stem,
-                _is_participle(word),
-                clause,
-                any(each in MARKS or each.text in ("and", "or") for each in beside),
-            )
+            is_listed = lists[max(place - 1, 0)] or lists[min(place + 1, last)]
+            yield Part(word.stem, _is_participle(word), clause, is_listed)
 
 
 def _is_wish(words: Sequence[Word], place: int) -> bool:
@@ -219,5 +216,5 @@ def _only(order: Order, wanted: Counter[str]) -> Order:
 
 def _is_converse(asked: str, stored: str) -> bool:
     """Whether a word changed to its opposite along with the order: "A is cheaper than B", "B is dearer than A"."""
-    one, other = read_polarity(asked).items, read_polarity(stored).items
-    return any(are_opposite(a, b) for a in one - other for b in other - one)
+    one, other = read_polarity(asked), read_polarity(stored)
+    return any(are_opposite(a, b) for a in only_in(one, other) for b in only_in(other, one))

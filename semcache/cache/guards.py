@@ -23,6 +23,7 @@ from semcache.cache.guard_question import question_differ, read_question
 from semcache.cache.guard_roles import read_roles, roles_differ
 from semcache.cache.guard_units import read_units, units_differ
 from semcache.cache.polarity import read_polarity
+from semcache.cache.wording import read_wording
 from semcache.cache.words import read_words
 from semcache.types import Reason
 
@@ -44,16 +45,16 @@ GUARDS: Mapping[str, tuple[Guard, Reason]] = {
 
 # The setting's name -> all that its guard reads in a text, and remembers.
 READERS: Mapping[str, tuple[Callable[[str], object], ...]] = {
-    "numbers": (read_numbers,),
+    "numbers": (read_numbers, read_wording),
     "units": (read_units,),
-    "dates": (read_dates,),
+    "dates": (read_dates, read_wording),
     "comparison": (read_polarity, read_words),
-    "negation": (read_polarity,),
+    "negation": (read_polarity, read_wording),
     "roles": (read_roles, read_polarity),
     "question": (read_question,),
     "language": (read_language,),
-    "code": (read_code,),
-    "entities": (read_entities,),
+    "code": (read_code, read_wording),
+    "entities": (read_entities, read_wording),
 }
 
 

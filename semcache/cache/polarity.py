@@ -30,7 +30,7 @@ class Item(NamedTuple):
 
 
 class Polarity(NamedTuple):
-    items: Counter[Item]
+    items: dict[Item, int]  # how often each
     stems: frozenset[str]
     affixed: tuple[tuple[str, str, str], ...]  # stems with an affix of denial: the stem, the affix, the rest
     negations: int
@@ -41,9 +41,8 @@ class Polarity(NamedTuple):
 
 
 def only_in(one: Polarity, other: Polarity) -> list[Item]:
-    """The items that the one has more often. As Counter's minus, in a third of its time."""
-    theirs = other.items
-    return [item for item, times in one.items.items() if times > theirs[item]]
+    """The items that the one has more often."""
+    return [item for item, times in one.items.items() if times > other.items.get(item, 0)]
 
 
 @lru_cache(maxsize=8192)  # the same few words meet again and again
@@ -131,7 +130,7 @@ def read_polarity(text: str) -> Polarity:
         items.extend(_read_items(words, place, turned_at == place))
     claims = {claim for place in range(len(words)) for claim in _claims(words, place)}
     return Polarity(
-        Counter(items),
+        dict(Counter(items)),  # a Counter is slow to compare
         frozenset(word.stem for word in words),
         tuple(found for word in words for found in _affixes(word)),
         negations,
