@@ -346,7 +346,13 @@ def wants_learning(match: Match) -> bool:
 def setting_of(route: Route, embedder: str) -> str:
     """A digest of all that similarities and vetoes depend on: what was counted under another says nothing of this."""
     match = route.match
-    words = (route.models, match.guards, match.neighbours, match.answers_alike, match.answers_differ, embedder)
+    words = (
+        route.models,
+        *(match.guards, match.neighbours, match.judge, match.judge_weights),
+        *(match.reranker, match.reranker_min, match.reranker_band),
+        *(match.context, match.context_threshold),
+        *(match.answers_alike, match.answers_differ, embedder),
+    )
     return blake2b(repr(words).encode(), digest_size=6).hexdigest()
 
 
@@ -381,7 +387,9 @@ def _has_no_objection(plan: Plan, considered: Considered) -> bool:
         return True
     if considered.objection is not Reason.BELOW_THRESHOLD:
         return considered.objection is None
-    # Guards may not have been asked below the threshold.
+    # Guards may not have been asked below the threshold; nor may the turns before, which are not at hand any more.
+    if plan.ruling.compares_turns:
+        return False
     asked, stored = plan.ask.question, considered.entry.question
     return asked is not None and stored is not None and find_veto(asked, stored, plan.ruling.guards) is None
 

@@ -17,8 +17,8 @@ from semcache.types import Selector
 from tests.fakes import ModelServer
 from tests.harness import Proxy, running_proxy, until
 
-PARCEL = "Where is the parcel right now please"
-PARCEL_AGAIN = "Where is the parcel right now"
+PARCEL = "Where are parcels sorted before delivery please"
+PARCEL_AGAIN = "Where are parcels sorted before delivery"
 
 
 @pytest.fixture
