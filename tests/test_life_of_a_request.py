@@ -49,7 +49,7 @@ async def test_the_same_question_in_other_words_gets_the_stored_answer(proxy: Pr
 
 async def test_another_question_is_another_fetch(proxy: Proxy) -> None:
     await proxy.ask(PARCEL)
-    other = await proxy.ask("How do I change my password?")
+    other = await proxy.ask("How do I change my password please?")
     assert (other.verdict, other.detail) == ("miss", "below-threshold")
     assert proxy.backend.requests == 2
 
