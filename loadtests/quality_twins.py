@@ -1,7 +1,7 @@
 """`python -m loadtests.quality_twins`: twins that no cache may serve, and harmless rewrites that it should not lose.
 
 Twins are two questions with nearly the same words and other answers: another number, place, direction. They are made
-from the frames in twins.txt, whose words are not taken from the tables of the guards. A twin is served when the shipped
+from the frames in twins.txt, which were written apart from the tables of the guards. A twin is served when the shipped
 model finds the two near enough and no guard objects.
 """
 
