@@ -21,19 +21,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from math import exp
+from math import exp, isfinite
 from typing import NamedTuple
 
 import numpy as np
 from cachetools import LRUCache
+from numpy.typing import NDArray
 
 from semcache.cache import calibration
 from semcache.cache.calibration import Cut, Floats
 from semcache.cache.kinship import Kin
+from semcache.cache.recent_rows import RecentRows, Rows
 from semcache.cache.witnesses import NAMES, Record, scaled
 from semcache.types import How, Observation, Occasion, Reason, Scope
 
@@ -48,11 +50,13 @@ GROUP_PRECISION = 10.0  # of a group's prior, which is what everybody's evidence
 NEAR = 1.0  # log-odds above the cut: there a hit is explored more often
 NEAR_TIMES = 2.0  # ... by this factor, and further up by the next, of `match.explore`
 FAR_TIMES = 0.5
-GROUPS = 512  # with evidence of their own; 0.6 MB each when full
+GROUPS = 200  # with evidence of their own; 0.45 MB each when full, 90 MB in all
 RECORDS = 50_000  # entries
 STEP = 0.005  # how fast explored hits move what the cut aims at
 LOWEST_AIM = 0.25  # of max_error
 DAY_S = 86400
+RECALL_ROWS = 100  # observations taken up at once: two milliseconds of the event loop
+RECALL_FIT = 2000  # ... and so many between two fits meanwhile
 
 
 def group_of(scope: Scope) -> bytes:
@@ -79,6 +83,9 @@ class Decision(NamedTuple):
     share: float = 1.0  # of such requests that are forwarded
 
 
+_UNSOUND = Decision(0.0, Reason.BOUND)
+
+
 class Opinion(NamedTuple):
     """What the evidence of a group supports, for people."""
 
@@ -89,29 +96,26 @@ class Opinion(NamedTuple):
     needed: int  # comparisons without an error that would prove the bound, at least
 
 
+_WIDTH = len(NAMES) + 1
+
+
 @dataclass(slots=True)
 class _Evidence:
     """The newest observations of one group, and what the last fit made of them."""
 
-    features: deque[Floats] = field(default_factory=lambda: deque(maxlen=WINDOW))  # scaled, (k + 1,) each
-    served: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))  # 1: it would have served
-    proposed: deque[bool] = field(default_factory=lambda: deque(maxlen=WINDOW))
-    traffic: deque[Floats] = field(default_factory=lambda: deque(maxlen=TRAFFIC))
+    # A row: what `scaled` makes of the features, then 1 where the stored answer would have served, and 1 where it was
+    # proposed.
+    pairs: RecentRows = field(default_factory=lambda: RecentRows(_WIDTH + 2, WINDOW))
+    traffic: RecentRows = field(default_factory=lambda: RecentRows(_WIDTH, TRAFFIC))
     new: int = 0
     weights: Floats | None = None
     cuts: dict[float, Cut | None] = field(default_factory=dict)  # by max_error
     aims: dict[float, float] = field(default_factory=dict)  # by max_error: the share of it that is aimed at
     is_doubted: dict[float, bool] = field(default_factory=dict)  # everybody's cut is wrong too often here
 
-    def add(self, x: Floats, served: bool, is_proposed: bool) -> None:
-        self.features.append(x)
-        self.served.append(float(served))
-        self.proposed.append(is_proposed)
-        self.new += 1
-
     @property
     def is_due(self) -> bool:
-        return self.new >= max(REFIT_AT_LEAST, len(self.served) // REFIT_SHARE)
+        return bool(len(self.pairs)) and self.new >= max(REFIT_AT_LEAST, len(self.pairs) // REFIT_SHARE)
 
 
 class Bound:
@@ -123,9 +127,11 @@ class Bound:
         kin: Kin,
         clock: Callable[[], float],
         chance: Callable[[], float] = random.random,
+        bounds: Iterable[float] = (),
     ) -> None:
         """`stamp`: of what makes features (embedder, judge): evidence of another kind is left aside. `clock`: unix
-        seconds. `chance`: uniform in [0, 1), decides what is explored.
+        seconds. `chance`: uniform in [0, 1), decides what is explored. `bounds`: that will be asked for; another is
+        fitted for once it is.
         """
         self.mark = float(int.from_bytes(blake2b(repr((stamp, NAMES)).encode(), digest_size=3).digest()))
         self.kin = kin
@@ -134,9 +140,10 @@ class Bound:
         self._everywhere = _Evidence()
         self._groups: LRUCache[bytes, _Evidence] = LRUCache(GROUPS)
         self._records: LRUCache[bytes, Record] = LRUCache(RECORDS)
-        self._bounds: set[float] = set()  # every max_error that was asked for
+        self._bounds = set(bounds)  # every max_error that was asked for
         self._credit = 1.0  # explorations that the share allows, saved up to one
         self._spent_day, self._spent_usd = 0, 0.0
+        self._fitting = asyncio.Lock()
         self._due = asyncio.Event()
         self._is_idle = asyncio.Event()
         self._is_idle.set()
@@ -150,6 +157,9 @@ class Bound:
 
     def decide(self, group: bytes, features: Sequence[float], limits: Limits) -> Decision:
         """Whether the candidate that these features speak for is served, explored or refused."""
+        if not isfinite(sum(features)):  # a witness that is no number speaks for nothing
+            self._count["unsound"] += 1
+            return _UNSOUND
         x: Floats = scaled(np.array([features]))[0]
         own = self._group(group)
         own.traffic.append(x)
@@ -157,7 +167,7 @@ class Bound:
         bound = limits.max_error
         if bound not in self._bounds:
             self._bounds.add(bound)
-            for evidence in (own, self._everywhere):
+            for evidence in (*self._groups.values(), self._everywhere):
                 evidence.new = WINDOW  # fit for this bound, too
             self._call_for_a_fit()
         decision, above_cut = self._judge(x, own, bound)
@@ -178,6 +188,8 @@ class Bound:
 
     def preview(self, group: bytes, features: Sequence[float], limits: Limits) -> Decision:
         """What `decide` would say, exploring aside. Leaves no trace."""
+        if not isfinite(sum(features)):
+            return _UNSOUND
         x: Floats = scaled(np.array([features]))[0]
         return self._judge(x, self._groups.get(group) or _Evidence(), limits.max_error)[0]
 
@@ -190,13 +202,13 @@ class Bound:
         probability = 1 / (1 + exp(-max(-30.0, min(30.0, score))))
         if cut is None:
             return Decision(probability, Reason.BOUND), None
-        return Decision(probability, Reason.BOUND if score < cut.score else None), score - cut.score
+        return Decision(probability, None if score >= cut.score else Reason.BOUND), score - cut.score
 
     def opinion(self, group: bytes, max_error: float) -> Opinion:
         own = self._groups.get(group) or _Evidence()
         cut, _, is_own = self._standing(own, max_error)
         needed = int(calibration.upper_rate(0, 1_000_000) * 1_000_000 / max_error)
-        return Opinion(len(own.served), len(self._everywhere.served), cut, is_own, needed)
+        return Opinion(len(own.pairs), len(self._everywhere.pairs), cut, is_own, needed)
 
     def paid(self, usd: float) -> None:
         """An answer was fetched to learn, and cost this."""
@@ -206,8 +218,10 @@ class Bound:
         self._spent_usd += usd
 
     def _may_spend(self, limits: Limits) -> bool:
-        is_today = self._spent_day == int(self._clock() // DAY_S)
-        return limits.explore_usd is None or not is_today or self._spent_usd < limits.explore_usd
+        return limits.explore_usd is None or self._spent_today() < limits.explore_usd
+
+    def _spent_today(self) -> float:
+        return self._spent_usd if self._spent_day == int(self._clock() // DAY_S) else 0.0
 
     def _group(self, group: bytes) -> _Evidence:
         found = self._groups.get(group)
@@ -225,7 +239,7 @@ class Bound:
         cut = own.cuts.get(bound)
         if cut is not None:
             return cut, own.weights, True
-        could_have = len(own.served) * bound > 15  # five times what no error at all would prove the bound with
+        could_have = len(own.pairs) * bound > 15  # five times what no error at all would prove the bound with
         if own.weights is not None and (could_have or own.is_doubted.get(bound)):
             return None, own.weights, True
         return self._everywhere.cuts.get(bound), self._everywhere.weights, False
@@ -233,19 +247,42 @@ class Bound:
     # Learning
 
     def observe(self, observations: Iterable[Observation]) -> None:
-        """New evidence, of this process or another. Returns at once; what it changes is felt after the next fit."""
+        """New evidence, of this process or another. Returns at once; what it changes is felt after the next fit.
+
+        Some 15 us each, on the event loop: for many, there is `recall`.
+        """
+        self._take(observations)
+        if self._everywhere.is_due or any(own.is_due for own in self._groups.values()):
+            self._call_for_a_fit()
+
+    async def recall(self, observations: Sequence[Observation]) -> None:
+        """The same for what was learned before this start, the oldest first: in pieces, between which others run."""
+        for start in range(0, len(observations), RECALL_ROWS):
+            self._take(observations[start : start + RECALL_ROWS])
+            if start % RECALL_FIT == 0:  # as it was fitted then, so that what depends on fits comes out the same
+                await self._try_to_fit()
+            await asyncio.sleep(0)
+        self._call_for_a_fit()
+
+    def _take(self, observations: Iterable[Observation]) -> None:
+        sound = []
         for it in observations:
             self._remember(it)
-            if len(it.features) != len(NAMES) + 1 or it.features[0] != self.mark:
-                continue  # feedback, which is no fair sample of hits; or another embedder's
-            x: Floats = scaled(np.array([it.features[1:]]))[0]
-            own = self._group(it.group)
-            for evidence in (own, self._everywhere):
-                evidence.add(x, it.same, it.is_proposed)
-                if it.occasion in (Occasion.EXPLORE, Occasion.AUDIT) and it.is_proposed:
-                    _aim(evidence, self._bounds, it)
-            if own.is_due or self._everywhere.is_due:
-                self._call_for_a_fit()
+            # The others are feedback, which is no fair sample of hits, or of another embedder or judge.
+            if len(it.features) == _WIDTH and it.features[0] == self.mark and isfinite(sum(it.features)):
+                sound.append(it)
+        if not sound:
+            return
+        told = np.array([(it.same, it.is_proposed) for it in sound])
+        pairs = np.hstack((scaled(np.array([it.features[1:] for it in sound])), told), dtype=np.float32)
+        for it, pair in zip(sound, pairs, strict=True):
+            for evidence in (self._group(it.group), self._everywhere):
+                evidence.pairs.append(pair)
+                evidence.new += 1
+                if it.is_proposed:
+                    _aim(evidence, self._bounds, pair[:_WIDTH], it)
+                if it.is_proposed and not it.same and it.occasion in _EXPLORED:
+                    evidence.new = WINDOW  # somebody may get such an answer now: fit at once
 
     def _remember(self, it: Observation) -> None:
         right, wrong = self.record(it.entry_key)
@@ -273,44 +310,47 @@ class Bound:
         while True:
             await self._due.wait()
             self._due.clear()
-            try:
-                await self.fit()
-            except Exception as exc:  # the top of a background loop: the last fit stays
-                self._count["faults"] += 1
-                log.error("fitting the error bound failed unexpectedly: %s", type(exc).__name__)
+            await self._try_to_fit()
             if not self._due.is_set():  # else evidence has come meanwhile
                 self._is_idle.set()
+
+    async def _try_to_fit(self) -> None:
+        try:
+            await self.fit()
+        except Exception as exc:  # the top of a background loop: the last fit stays
+            self._count["faults"] += 1
+            log.error("fitting the error bound failed unexpectedly: %s", type(exc).__name__)
 
     async def fit(self) -> None:
         """Learn from what is new. Everybody's evidence first: it is what each group starts from."""
         everywhere = self._everywhere
-        if everywhere.is_due and len(everywhere.served) >= REFIT_AT_LEAST:
-            await self._fit(everywhere, np.zeros(len(NAMES) + 1), PRECISION)
-        if everywhere.weights is None:
-            return
-        for own in [group for group in self._groups.values() if group.is_due]:
-            await self._fit(own, everywhere.weights, GROUP_PRECISION)
+        async with self._fitting:
+            if everywhere.is_due and len(everywhere.pairs) >= REFIT_AT_LEAST:
+                await self._fit(everywhere, np.zeros(_WIDTH), PRECISION)
+            if everywhere.weights is None:
+                return
+            for own in [group for group in self._groups.values() if group.is_due]:
+                await self._fit(own, everywhere.weights, GROUP_PRECISION)
 
     async def _fit(self, evidence: _Evidence, prior: Floats, precision: float) -> None:
         evidence.new = 0
-        x, y = np.array(evidence.features), np.array(evidence.served)
-        proposed = np.array(evidence.proposed)
-        traffic = np.array(evidence.traffic) if evidence.traffic else x[:0]
+        pairs, traffic = evidence.pairs.copy(), evidence.traffic.copy()
         aims = {bound: bound * evidence.aims.get(bound, 1.0) for bound in self._bounds}
         evidence.weights, evidence.cuts = await asyncio.to_thread(
-            _learn, x, y, proposed, traffic, prior, precision, evidence.weights, aims
+            _learn, pairs, traffic, prior, precision, evidence.weights, aims
         )
         if evidence is not self._everywhere:
-            for bound in self._bounds:
-                evidence.is_doubted[bound] = self._is_doubted(x, y, bound)
+            for bound in aims:
+                evidence.is_doubted[bound] = self._is_doubted(pairs, bound)
         self._count["fits"] += 1
 
-    def _is_doubted(self, x: Floats, y: Floats, bound: float) -> bool:
+    def _is_doubted(self, pairs: Rows, bound: float) -> bool:
         """Whether what everybody's cut would let pass here is wrong more often than allowed, beyond chance."""
         cut, weights = self._everywhere.cuts.get(bound), self._everywhere.weights
         if cut is None or weights is None:
             return False
-        passed = y[x @ weights >= cut.score]
+        x, served, proposed = _apart(pairs)
+        passed = served[proposed & (x @ weights >= cut.score)]
         return calibration.lower_rate(int(np.sum(passed == 0)), len(passed)) > bound
 
     def stats(self) -> dict[str, float]:
@@ -318,41 +358,48 @@ class Bound:
         return {
             **self._count,
             "groups": len(self._groups),
-            "observations": len(self._everywhere.served),
+            "observations": len(self._everywhere.pairs),
             "kin": len(self.kin),
             "bounds": len(self._bounds),
             "bounds_held": len(cuts),  # those that everybody's evidence supports
-            "spent_usd": self._spent_usd,
+            "spent_usd": self._spent_today(),
         }
 
 
+def _apart(pairs: Rows) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+    """The scaled features of pairs, whether the stored answers would have served (1 or 0), and which were proposed."""
+    return pairs[:, :_WIDTH].astype(np.float64), pairs[:, _WIDTH].astype(np.float64), pairs[:, _WIDTH + 1] != 0
+
+
 def _learn(
-    x: Floats,
-    y: Floats,
-    proposed: np.ndarray,
-    traffic: Floats,
-    prior: Floats,
-    precision: float,
-    start: Floats | None,
-    aims: dict[float, float],
+    pairs: Rows, traffic: Rows, prior: Floats, precision: float, start: Floats | None, aims: dict[float, float]
 ) -> tuple[Floats, dict[float, Cut | None]]:
     """On a thread: the weights, and for each bound the cut that keeps what is aimed at."""
+    x, served, proposed = _apart(pairs)
     begin = prior if start is None else start
-    weights = calibration.fit(x, y, prior, precision, begin)
-    scores = calibration.cross_fit(x, y, prior, precision, begin)
+    weights = calibration.fit(x, served, prior, precision, begin)
+    scores = calibration.cross_fit(x, served, prior, precision, begin)
     # The fit learns from every pair. The bound is about candidates that would be served, so only they set the cut.
-    scores, wrong = scores[proposed], y[proposed] == 0
-    passing = traffic @ weights
+    scores, wrong = scores[proposed], served[proposed] == 0
+    passing = traffic.astype(np.float64) @ weights
     return weights, {bound: calibration.choose_cut(scores, wrong, passing, aim) for bound, aim in aims.items()}
 
 
-def _aim(evidence: _Evidence, bounds: Iterable[float], it: Observation) -> None:
+_EXPLORED = (Occasion.EXPLORE, Occasion.AUDIT)
+
+
+def _aim(evidence: _Evidence, bounds: Iterable[float], x: Rows, it: Observation) -> None:
     """Aim lower after an explored hit that was wrong, and a little higher after one that was right.
 
     Steps cancel out where hits are wrong exactly as often as allowed. Those near the cut are explored more often, and
-    count less in turn.
+    count less in turn. Of a bound whose cut the pair does not pass, it says nothing. Where there is no cut, no hit is
+    left to explore, and every request is looked at: so caution wears off, or one bad hour would close it for good.
     """
-    weight = STEP * (FAR_TIMES / NEAR_TIMES if it.occasion is Occasion.EXPLORE else 1.0)
+    weight = STEP * (FAR_TIMES / NEAR_TIMES if it.occasion is not Occasion.AUDIT else 1.0)
     for bound in bounds:
-        aim = evidence.aims.get(bound, 1.0) + weight * (1 - (not it.same) / bound)
+        cut, aim = evidence.cuts.get(bound), evidence.aims.get(bound, 1.0)
+        if cut is None:
+            aim += weight
+        elif it.occasion in _EXPLORED and evidence.weights is not None and x @ evidence.weights >= cut.score:
+            aim += weight * (1 - (not it.same) / bound)
         evidence.aims[bound] = min(1.0, max(LOWEST_AIM, aim))

