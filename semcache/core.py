@@ -30,6 +30,7 @@ from semcache.learning import AnswerJudge, Learning
 from semcache.pipeline import Pipeline
 from semcache.planning import Planner
 from semcache.shadow import shadow_report
+from semcache.types import Observation
 from semcache.usage import PriceList, load_prices
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ class Core:
         self.index = Index(self.embedder.dimensions, self.embedder.stamp, snapshot_folder(config))
         self.planner = Planner(config, self.embedder.stamp)
         pair_judge = build_judge(config, self.embedder.stamp)
-        self.bound = Bound(f"{self.embedder.stamp} {pair_judge.stamp}", Kin(wire.say), clock, chance)
+        bounds = {route.match.max_error for route in config.routes if route.match.max_error is not None}
+        self.bound = Bound(f"{self.embedder.stamp} {pair_judge.stamp}", Kin(wire.say), clock, chance, bounds)
         lookup = Lookup(
             self.index, self.store, self.embedder, clock, self.store.quarantine, judge=pair_judge, bound=self.bound
         )
@@ -117,13 +119,17 @@ class Core:
 
     async def _recall_evidence(self) -> None:
         """What was learned before this start, and by other processes. Without it the bound begins anew."""
+        meanwhile: list[Observation] = []
+        self.store.on_observations = meanwhile.extend
         try:
-            known = await self.store.observations(RECALLED)
+            known = (await self.store.observations(RECALLED))[::-1]
         except StoreFault as fault:
             log.warning("what was learned before cannot be read, and error bounds begin anew: %s", fault)
             known = []
+        await self.bound.recall(known)
         self.store.on_observations = self.bound.observe
-        self.bound.observe(reversed(known))
+        last_seq = known[-1].seq if known else 0
+        self.bound.observe(it for it in meanwhile if it.seq > last_seq)
 
     async def stop(self) -> None:
         """Cancel what is being fetched, save the index, close everything."""

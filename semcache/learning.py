@@ -158,6 +158,8 @@ class Learning:
         spent = None
         if plan.route.match.mode == "shadow" and was_looked_up(finding):
             spent = self._spent(plan, reading, fetch_s)
+        if finding.occasion in (Occasion.EXPLORE, Occasion.AUDIT):
+            self._on_explored(self._spent(plan, reading, fetch_s).usd)
         finding = _with_match(finding)
         job = _Job(plan, finding, reading.answer, spent, self._clock())
         is_comparable = bool(finding.considered) and reading.answer is not None and reading.unstorable is None

@@ -36,6 +36,7 @@ COUNTERS: Mapping[str, frozenset[str]] = {
     part: frozenset(names.split())
     for part, names in {
         "backends": "requests failovers",
+        "bound": "served explored audited below_cut without_evidence unsound fits faults",
         "feedback": "wrong right unknown",
         "embedder": "texts remembered joined too_long faults refused late skipped seconds",
         "learning": "dropped incomparable unsure lost embed_seconds judge_yes judge_no judge_unclear judge_faults "

@@ -232,6 +232,8 @@ class Lookup:
                 near.append((candidate, entry))
         first: Reason | None = None
         for candidate, entry in near[: ruling.neighbours]:
+            if candidate.similarity < ruling.threshold:  # a caller's: the others are witnesses
+                break
             objection = self.find_objection(asked, candidate, entry, ruling)
             match = objection or self._match(entry, _tier(asked, entry), candidate.similarity, ruling)
             if isinstance(match, Reason):
@@ -243,7 +245,7 @@ class Lookup:
             group = group_of(entry.scope)
             decision = self._decide(group, features[1:], ruling.limits)
             considered = (Considered(entry, candidate.similarity, decision.reason, decision.probability, features),)
-            if decision.reason is None or (decision.reason is Reason.EXPLORING and ruling.only_if_cached):
+            if decision.reason is None:
                 return Finding(match, considered=considered)
             return Finding(
                 None,

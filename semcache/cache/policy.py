@@ -73,8 +73,8 @@ class Ruling:
 
     @property
     def floor(self) -> float:
-        """What is further away is not looked at."""
-        return min(self.threshold, self.learn_from)
+        """What is further away is not looked at. A caller's wish for nearer ones silences no witness of the bound."""
+        return min(self.threshold, self.learn_from, 1.0 if self.limits is None else BOUND_FLOOR)
 
     @property
     def searched(self) -> int:
@@ -118,8 +118,15 @@ def rule(ask: Ask, cache: Cache, match: Match) -> Ruling:
         personal=personal,
         learn_from=SHADOW_FLOOR if match.mode == "shadow" else 1.0,
         judge=match.judge if match.max_error is None else None,  # the bound has asked it already
-        limits=None if match.max_error is None else Limits(match.max_error, match.explore, match.explore_usd),
+        limits=_limits(match),
     )
+
+
+def _limits(match: Match) -> Limits | None:
+    if match.max_error is None:
+        return None
+    # In shadow mode every request is forwarded to learn, and none has to be chosen for it.
+    return Limits(match.max_error, match.explore if match.mode == "serve" else 0.0, match.explore_usd)
 
 
 def tighten(ruling: Ruling, asked: Directives) -> Ruling:
@@ -139,6 +146,8 @@ def _tighten(ruling: Ruling, asked: Directives) -> Ruling:
         # A caller who wants a fresh answer must not get one that was under way before he asked.
         may_coalesce=ruling.may_coalesce and not fresh_only,
         only_if_cached=asked.only_if_cached,
+        # Nothing is fetched for this caller, so nothing can be learned.
+        limits=replace(ruling.limits, explore=0.0) if ruling.limits and asked.only_if_cached else ruling.limits,
         threshold=max(ruling.threshold, asked.similarity or 0.0),
         ttl_s=ruling.ttl_s if asked.ttl_s is None else min(ruling.ttl_s, asked.ttl_s),
         max_age_s=asked.max_age_s,
