@@ -240,6 +240,17 @@ async def test_closing_ends_the_questions_that_are_under_way() -> None:
     assert model.asked == [PARCEL]
 
 
+async def test_closing_ends_a_question_whose_fetch_has_not_begun() -> None:
+    model = Model()
+    cache = Cache(embedder=WordsEmbedder())  # type: ignore[arg-type]
+    async with cache:  # the question is personal, so nothing is embedded, and its flight starts at once
+        asking = asyncio.create_task(cache.ask("What is my account balance?", fetch=model))
+        await asyncio.sleep(0)
+    with pytest.raises(RuntimeError, match="not open"):
+        await asking
+    assert model.asked == []
+
+
 async def test_a_cache_that_cannot_open_leaves_its_file_to_others(tmp_path: Path) -> None:
     class Missing(WordsEmbedder):
         async def start(self) -> None:

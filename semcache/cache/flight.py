@@ -11,6 +11,8 @@ import asyncio
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Any, Generic, Protocol, TypeVar
 
+from semcache.errors import SemcacheError, UpstreamError
+
 
 class Recording(Protocol):
     """What a fetch writes, as far as a flight cares."""
@@ -26,6 +28,9 @@ class Recording(Protocol):
     @property
     def is_over(self) -> bool:
         """The reply has ended, well or not; the fetch may still be keeping it."""
+
+    def fail(self, error: SemcacheError) -> None:
+        """End it for all who follow it."""
 
 
 R = TypeVar("R", bound=Recording)
@@ -126,6 +131,9 @@ class Flights(Generic[R]):
 
         def land(ended: asyncio.Task[None]) -> None:
             self._tasks.discard(ended)
+            # A task that is cancelled before its first step runs none of its own clearing up.
+            if not recording.is_over:
+                recording.fail(UpstreamError("the fetch was cancelled before it began", status=503, code="stopping"))
             if key is not None and self._joinable.get(key) is flight:
                 del self._joinable[key]
 
