@@ -49,18 +49,21 @@ class Strategy(NamedTuple):
         return {**self.match, self.swept: value}
 
 
+# The streams are questions to a service whose answers are the same for everybody and every day: its operator says so.
+CANNED = {"time_bound": "serve", "personal": "serve"}
 # A similarity and nothing else: no guard, nor any rule about what a question is of.
-BARE = {"guards": [], "time_bound": "serve", "personal": "serve"}
+BARE = {**CANNED, "guards": []}
 REFERENCE = Strategy("threshold", BARE, "threshold", THRESHOLDS)
 STRATEGIES = (
-    Strategy("+ guards", {}, "threshold", THRESHOLDS),
-    Strategy("+ guards + judge", {"threshold": FLOOR}, "judge", CHANCES),
+    Strategy("+ guards", CANNED, "threshold", THRESHOLDS),
+    Strategy("+ guards + judge", {**CANNED, "threshold": FLOOR}, "judge", CHANCES),
+    Strategy("error bound", CANNED, "max_error", (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07)),
 )
 # Milliseconds a pair, so on demand only.
 RERANKED = Strategy(
-    "+ guards + reranker", {"reranker": "shipped", "reranker_deadline": 60}, "reranker_min", CHANCES[::3]
+    "+ guards + reranker", {**CANNED, "reranker": "shipped", "reranker_deadline": 60}, "reranker_min", CHANCES[::3]
 )
-BOUNDED = Strategy("error bound", {}, "max_error", BOUNDS)
+BOUNDED = Strategy("error bound", CANNED, "max_error", BOUNDS)
 JUDGED = frozenset({"judge", "max_error"})  # settings under which the pair judge is asked
 
 
