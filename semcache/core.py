@@ -16,6 +16,7 @@ from typing import Any
 
 from semcache import wire
 from semcache.cache import embedder as embedders
+from semcache.cache import reranker
 from semcache.cache.bound import Bound
 from semcache.cache.embedder import Embedder
 from semcache.cache.explain import Explainer
@@ -68,8 +69,16 @@ class Core:
         pair_judge = build_judge(config, self.embedder.stamp)
         bounds = {route.match.max_error for route in config.routes if route.match.max_error is not None}
         self.bound = Bound(f"{self.embedder.stamp} {pair_judge.stamp}", Kin(wire.say), clock, chance, bounds)
+        self.rerankers = reranker.build([route.match.reranker for route in config.routes if route.match.reranker])
         lookup = Lookup(
-            self.index, self.store, self.embedder, clock, self.store.quarantine, judge=pair_judge, bound=self.bound
+            self.index,
+            self.store,
+            self.embedder,
+            clock,
+            self.store.quarantine,
+            pair_judge,
+            self.bound,
+            self.rerankers,
         )
         cost_usd = (prices or load_prices()).cost_usd
         self.learning = Learning(
@@ -85,6 +94,11 @@ class Core:
         await self.store.open()
         try:
             await self.embedder.start()
+            try:
+                await self.rerankers.start()
+            except BaseException:
+                await self.embedder.close()
+                raise
         except BaseException:
             await self.store.close()
             raise
@@ -142,6 +156,7 @@ class Core:
         await self.upkeep.stop()
         await self.learning.stop()
         await self.bound.stop()
+        await self.rerankers.close()
         await self.embedder.close()
         try:
             await asyncio.to_thread(self._save_snapshot)
@@ -168,6 +183,7 @@ class Core:
             "upkeep": self.upkeep.stats(),
             "learning": self.learning.stats(),
             "bound": self.bound.stats(),
+            "reranker": self.rerankers.stats(),
         }
 
     async def _forget_snapshot(self) -> None:

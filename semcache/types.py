@@ -52,6 +52,7 @@ class Reason(StrEnum):
     CONTEXT = "context"  # ... but the turns before it are not near enough, or a guard objects to one of them
     UNPROVEN = "unproven"  # another tenant's answer, for which too few have vouched (cache.min_uses)
     JUDGE = "judge"  # near enough, but the pair judge gives it too little
+    RERANKER = "reranker"  # near enough, but the cross-encoder gives it too little, or did not answer in time
     BOUND = "bound"  # near, but so are wrong answers: it would break the error bound, or the evidence is too thin
     EXPLORING = "exploring"  # would have been a hit; forwarded to compare (shadow mode, error bound)
     TOOLS = "tools"  # exact tier only, and no exact entry: the request declares tools

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from semcache.cache.explain import Elsewhere, Evidence, GuardWord, Neighbour, Stored
+from semcache.cache.lookup import probability_of
 from semcache.cache.policy import Ruling
 from semcache.types import Reason, Tier, Unstorable, Verdict
 
@@ -30,6 +31,7 @@ REASONS: Mapping[Reason, str] = {
     Reason.UNPROVEN: "the nearest stored answer was brought by another tenant, and too few have fetched the same "
     "(cache.min_uses)",
     Reason.JUDGE: "the pair judge does not think that the nearest stored answer serves",
+    Reason.RERANKER: "the cross-encoder does not think that the nearest stored answer serves, or was late to say so",
     Reason.BOUND: "a stored answer is near, but the evidence does not show that such answers are wrong as seldom as "
     "match.max_error allows",
     Reason.EXPLORING: "a stored answer would serve, but the request is forwarded to see how a fresh one compares "
@@ -135,6 +137,16 @@ def name_of(vetoes: Sequence[GuardWord]) -> str:
     return " and ".join(f"{DIFFERENCES.get(word.guard, 'differs in a detail')} (guard {word.guard})" for word in vetoes)
 
 
+def percent(share: float) -> str:
+    """`1 %`, `0.96 %`."""
+    return f"{share * 100:.3g} %"
+
+
+def likely(probability: float) -> str:
+    """A probability with four digits, which is never rounded up to certainty."""
+    return ">0.9999" if 0.99995 <= probability < 1 else f"{probability:.4f}"
+
+
 def _why_hit(evidence: Evidence, ruling: Ruling) -> str:
     if evidence.items_stored:
         return f"each of the {len(evidence.items_stored)} items is stored"
@@ -142,6 +154,8 @@ def _why_hit(evidence: Evidence, ruling: Ruling) -> str:
     assert match is not None
     if match.tier is Tier.EXACT:
         how = "the same question with the same context is stored (exact)"
+    elif ruling.limits is not None:
+        how = f"a stored question is near ({match.similarity:.3f}), no guard objects, and {_weighed(evidence, ruling)}"
     else:
         how = (
             f"a stored question means the same ({match.similarity:.3f}, the threshold is {ruling.threshold:.3g}, "
@@ -174,11 +188,35 @@ def _why_not(reason: Reason, evidence: Evidence, ruling: Ruling, learned: Unstor
         return "nothing is stored for this tenant, model and context"
     if nearest is None:
         return _in_words(reason)
+    if reason is Reason.BOUND and (weighed := _weighed(evidence, ruling)):
+        return weighed
     return _story(nearest, reason, ruling)
+
+
+def _weighed(evidence: Evidence, ruling: Ruling) -> str:
+    """What the error bound makes of the candidate that it decides about; empty where that is not known."""
+    opinion, limits = evidence.opinion, ruling.limits
+    looked_at = (each for each in evidence.neighbours if each.is_looked_at)
+    decided = next((each for each in looked_at if each.objection in (None, Reason.BOUND)), None)
+    if opinion is None or limits is None or decided is None or decided.weighed is None:
+        return ""
+    aim = f"at most {percent(limits.max_error)} of hits wrong (match.max_error)"
+    near = f"the nearest that nothing else speaks against, at {decided.similarity:.3f},"
+    if opinion.cut is None:
+        return (
+            f"{near} may serve, but the evidence does not prove {aim} yet: {opinion.observed:,} comparisons for this "
+            f"scope, {opinion.observed_everywhere:,} in all, where {opinion.needed:,} without an error are the least"
+        )
+    cut, probability = likely(probability_of(opinion.cut.score)), likely(decided.weighed.probability)
+    if decided.objection is Reason.BOUND:
+        return f"{near} serves with a probability of {probability}, and {cut} is what keeps {aim}"
+    return f"its answer serves with a probability of {probability}, where {cut} keeps {aim}"
 
 
 def _story(nearest: Neighbour, reason: Reason, ruling: Ruling) -> str:
     at = f"the nearest stored question, at {nearest.similarity:.3f},"
+    if reason is Reason.BELOW_THRESHOLD and ruling.limits is not None:
+        return f"{at} is too far away: below {ruling.threshold:.3g} none is weighed"
     if reason is Reason.BELOW_THRESHOLD:
         return f"{at} is below the threshold of {ruling.threshold:.3g}"
     if nearest.is_near_enough and nearest.vetoes and reason in {word.reason for word in nearest.vetoes}:

@@ -23,9 +23,10 @@ from semcache.cache.kinship import Kin
 from semcache.cache.policy import Ruling
 from semcache.cache.provenance import may_be_given
 from semcache.cache.quarantine import Quarantine
+from semcache.cache.reranker import Rerankers
 from semcache.cache.verify import find_objection
 from semcache.cache.witnesses import Neighbour, read_witnesses
-from semcache.errors import TooLong
+from semcache.errors import RerankerFault, TooLong
 from semcache.types import (
     CLOCK_SKEW_S,
     Ask,
@@ -106,10 +107,12 @@ class Lookup:
         quarantine: Quarantine | None = None,
         judge: Judge = NoJudge(),
         bound: Bound | None = None,
+        rerankers: Rerankers | None = None,
     ) -> None:
         """`quarantine`: what feedback keeps from being served; None: nothing. `bound`: for routes with an error bound;
-        None: one that never sees evidence, and so serves nothing.
+        None: one that never sees evidence, and so serves nothing. `rerankers`: those that routes name.
         """
+        self._rerankers = Rerankers({}) if rerankers is None else rerankers
         self._index = index
         self._entries = entries
         self._embedder = embedder
@@ -200,6 +203,7 @@ class Lookup:
 
     async def _verify(self, asked: Asked, candidates: Sequence[Candidate], ruling: Ruling) -> Finding:
         """The nearest candidate above the threshold that nothing speaks against."""
+        begun = perf_counter()
         considered: list[Considered] = []
         stale: Match | None = None
         first: Reason | None = None  # why the nearest was refused
@@ -212,6 +216,8 @@ class Lookup:
                 continue
             is_near = candidate.similarity >= ruling.threshold
             objection = self.find_objection(asked, candidate, entry, ruling) if is_near else Reason.BELOW_THRESHOLD
+            if objection is None:
+                objection = await self._rerank(asked, candidate, entry, ruling, begun)
             considered.append(Considered(entry, candidate.similarity, objection))
             match = objection or self._match(entry, _tier(asked, entry), candidate.similarity, ruling)
             if isinstance(match, Reason):
@@ -225,6 +231,7 @@ class Lookup:
     async def _verify_within_bound(self, asked: Asked, candidates: Sequence[Candidate], ruling: Ruling) -> Finding:
         """The nearest candidate that nothing speaks against, if the evidence allows it; see bound.py."""
         assert ruling.limits is not None
+        begun = perf_counter()
         near = []
         for candidate in candidates:
             entry = await self._read(candidate.seq) if candidate.similarity >= ruling.floor else None
@@ -244,6 +251,8 @@ class Lookup:
             features = self.weigh(asked, candidate, entry, near)
             group = group_of(entry.scope)
             decision = self._decide(group, features[1:], ruling.limits)
+            if decision.reason is None and (objection := await self._rerank(asked, candidate, entry, ruling, begun)):
+                decision = decision._replace(reason=objection)
             considered = (Considered(entry, candidate.similarity, decision.reason, decision.probability, features),)
             if decision.reason is None:
                 return Finding(match, considered=considered)
@@ -256,6 +265,21 @@ class Lookup:
                 instead=match if decision.reason is Reason.EXPLORING else None,
             )
         return Finding(None, first or Reason.BELOW_THRESHOLD)
+
+    async def _rerank(
+        self, asked: Asked, candidate: Candidate, entry: Entry, ruling: Ruling, begun: float
+    ) -> Reason | None:
+        """The last and dearest word on a candidate. One that cannot be had in time is a no: doubt is a miss."""
+        how = ruling.rerank
+        is_equal = entry.key.exact == asked.key.exact
+        if how is None or is_equal or entry.question is None or candidate.similarity >= how.sure_from:
+            return None
+        left_s = how.deadline_s - (perf_counter() - begun)
+        try:
+            (score,) = await self._rerankers[how.model].score([(asked.question, entry.question)], max(left_s, 0.0))
+        except RerankerFault:
+            return Reason.RERANKER
+        return None if score >= how.least else Reason.RERANKER
 
     def weigh(
         self, asked: Asked, candidate: Candidate, entry: Entry, near: Sequence[tuple[Candidate, Entry]]

@@ -45,6 +45,16 @@ class Directives:
 
 
 @dataclass(frozen=True, slots=True)
+class Rerank:
+    """How a cross-encoder is asked; see `match.reranker` and what follows it in config.py."""
+
+    model: str
+    least: float  # the probability of a hit
+    sure_from: float  # cosine: nearer candidates are not shown to it
+    deadline_s: float  # for all candidates of a question
+
+
+@dataclass(frozen=True, slots=True)
 class Ruling:
     """What may be done with one request."""
 
@@ -70,6 +80,7 @@ class Ruling:
     learn_from: float = 1.0  # cosine: candidates from here on are judged, though they may not be served
     judge: float | None = None  # the least probability that the pair judge must give; None: it is not asked
     limits: Limits | None = None  # set: the error bound decides, in the place of the threshold
+    rerank: Rerank | None = None  # set: a cross-encoder has the last word on candidates in its band
 
     @property
     def floor(self) -> float:
@@ -107,7 +118,7 @@ def rule(ask: Ask, cache: Cache, match: Match) -> Ruling:
         may_store=storable,
         may_coalesce=storable and match.mode == "serve",
         only_if_cached=False,
-        threshold=match.threshold if match.max_error is None else BOUND_FLOOR,
+        threshold=_threshold(match),
         neighbours=match.neighbours,
         guards=match.guards,
         ttl_s=min(cache.ttl, longest_s),
@@ -119,7 +130,21 @@ def rule(ask: Ask, cache: Cache, match: Match) -> Ruling:
         learn_from=SHADOW_FLOOR if match.mode == "shadow" else 1.0,
         judge=match.judge if match.max_error is None else None,  # the bound has asked it already
         limits=_limits(match),
+        rerank=_rerank(match),
     )
+
+
+def _threshold(match: Match) -> float:
+    """The cosine below which nothing is served, before the caller has a say: low where others decide."""
+    if match.max_error is not None:
+        return BOUND_FLOOR
+    return match.threshold if match.reranker is None else match.reranker_band[0]
+
+
+def _rerank(match: Match) -> Rerank | None:
+    if match.reranker is None:
+        return None
+    return Rerank(match.reranker, match.reranker_min, match.reranker_band[1], match.reranker_deadline)
 
 
 def _limits(match: Match) -> Limits | None:
