@@ -10,12 +10,22 @@ from rich.table import Table
 from rich.text import Text
 
 from semcache.cache.context_view import shorten
-from semcache.cache.explain_words import age
-from semcache.types import Verdict
+from semcache.cache.explain_words import age, likely, percent
+from semcache.types import Reason, Verdict
 
 SHOWN_CHARS = 300  # of a question; --json has all of it
 
 Report = Mapping[str, Any]  # as POST /semcache/explain gives it
+
+# What speaks against a candidate and stands in no other column, in a word or two.
+_OBJECTIONS = {
+    Reason.FEEDBACK: "called wrong",
+    Reason.CONTEXT: "other turns",
+    Reason.UNPROVEN: "too few vouch",
+    Reason.JUDGE: "judge",
+    Reason.RERANKER: "reranker",
+    Reason.BOUND: "error bound",
+}
 
 _STYLES = {Verdict.HIT: "bold green", Verdict.STALE: "bold yellow", Verdict.REFUSED: "bold red"}
 
@@ -46,8 +56,14 @@ def show_outcomes(report: Report, console: Console) -> None:
         table.add_column(overflow="fold")
         for name, value in outcome.items():
             if name != "summary" and value not in (None, "", {}, False):
-                table.add_row(name, Text(_plain(value)))
+                table.add_row(name, Text(_plain(_readable(value))))
         console.print(table)
+
+
+def _readable(value: object) -> object:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_readable(each)}" for name, each in value.items())
+    return round(value, 3) if isinstance(value, float) else value
 
 
 def _facts(report: Report) -> Table:
@@ -56,7 +72,7 @@ def _facts(report: Report) -> Table:
     table.add_column(overflow="fold")
     route, scope, exact = report["route"], report["scope"], report["exact"]
     settings = [
-        f"{route['mode']}, threshold {route['threshold']:g}, ttl {age(route['ttl_s'])}, grace {age(route['grace_s'])}",
+        f"{route['mode']}, {_decided_by(route)}, ttl {age(route['ttl_s'])}, grace {age(route['grace_s'])}",
         f"guards {', '.join(_built(report)) or 'none'}",
     ]
     rows: list[tuple[str, object]] = [
@@ -78,7 +94,8 @@ def _facts(report: Report) -> Table:
     else:
         rows.append(("exact entry", f"{exact['entry']}, {exact['freshness_in_words']}{_origin(exact)}"))
     if report["partition_entries"] is not None:
-        rows.append(("partition", f"{report['partition']}: {report['partition_entries']:,} questions to compare with"))
+        count = report["partition_entries"]
+        rows.append(("partition", f"{report['partition']}: {count:,} question{'s'[: count != 1]} to compare with"))
     rows += [("context" if not place else "", _member(each)) for place, each in enumerate(report["context"])]
     if report["bound"]:
         rows.append(("error bound", _bound(route["max_error"], report["bound"])))
@@ -91,19 +108,26 @@ def _facts(report: Report) -> Table:
     return table
 
 
+def _decided_by(route: Mapping[str, Any]) -> str:
+    if route["max_error"] is None:
+        return f"threshold {route['threshold']:g}"
+    return f"max_error {route['max_error']:g} (of candidates from {route['threshold']:g} on)"
+
+
 def _bound(max_error: float, bound: Mapping[str, Any]) -> str:
     """What the evidence supports, in words."""
     whose = "of this scope" if bound["is_own"] else "of all scopes together"
+    aim = f"at most {percent(max_error)} of hits wrong"
     if bound["cut"] is None:
         return (
-            f"at most {max_error:.1%} of hits wrong: not supported by the evidence, so nothing is served by meaning; "
+            f"{aim}: not supported by the evidence, so nothing is served by meaning; "
             f"{bound['observed']:,} comparisons here, {bound['observed_everywhere']:,} in all, and {bound['needed']:,} "
             "without an error are the least that would prove it"
         )
     return (
-        f"at most {max_error:.1%} of hits wrong: candidates are served from a probability of {bound['cut']:.4f} on; "
+        f"{aim}: candidates are served from a probability of {likely(bound['cut'])} on; "
         f"there {bound['wrong_above']} of {bound['observed_above']:,} comparisons {whose} were wrong, so at most "
-        f"{bound['upper']:.2%} of hits are (95 % confidence)"
+        f"{percent(bound['upper'])} of hits are (95 % confidence)"
     )
 
 
@@ -134,13 +158,16 @@ def _candidates(report: Report) -> Table:
     judges = [name for name in ("judge", "probability") if any(each[name] is not None for each in candidates)]
     for name in judges:
         table.add_column(name, justify="right", no_wrap=True)
+    objections = [_OBJECTIONS.get(each["objection"], "") for each in candidates]
+    if any(objections):
+        table.add_column("objection", no_wrap=True)
     table.add_column("freshness", no_wrap=True)
     table.add_column("entry", no_wrap=True)
-    is_shared = any(each["writer"] != report["tenant"] for each in candidates)
+    is_shared = route["sharing"] != "tenant"
     if is_shared:
         table.add_column("brought by")
     table.add_column("stored question", ratio=1, overflow="fold")
-    for each in candidates:
+    for each, objection in zip(candidates, objections, strict=True):
         is_near = each["threshold"] == "passes"
         entry = Text(each["entry"], "bold green" if each["entry"] == report["served"] else "")
         table.add_row(
@@ -148,7 +175,8 @@ def _candidates(report: Report) -> Table:
             Text("passes", "green") if is_near else Text("below", "red"),
             *([f"{each['turns_similarity'] or 0:.3f}"] if compares_turns else []),
             _guards(each["guards"]),
-            *("-" if each[name] is None else f"{each[name]:.4f}" for name in judges),
+            *("-" if each[name] is None else likely(each[name]) for name in judges),
+            *([Text(objection, "red" if is_near else "dim")] if any(objections) else []),
             Text(each["freshness"], "green" if each["freshness"] == "fresh" else "yellow"),
             entry,
             *([Text(_plain(", ".join(each["vouchers"] or [each["writer"]])))] if is_shared else []),

@@ -144,7 +144,7 @@ def percent(share: float) -> str:
 
 def likely(probability: float) -> str:
     """A probability with four digits, which is never rounded up to certainty."""
-    return ">0.9999" if 0.99995 <= probability < 1 else f"{probability:.4f}"
+    return ">0.9999" if probability >= 0.99995 else f"{probability:.4f}"
 
 
 def _why_hit(evidence: Evidence, ruling: Ruling) -> str:
