@@ -13,8 +13,9 @@ from rich.progress import Progress
 
 from semcache.cache import model
 from semcache.tuning import train_reranker
+from semcache.tuning.figures import measure
 from semcache.tuning.labelled import LabelledPairs, Pair, Vectors
-from semcache.tuning.train_reranker import choose, even_share, figures_of, measure, read_sources
+from semcache.tuning.train_reranker import choose, even_share, generate, read_sources, score
 from tests.networks import small_cross_encoder
 
 SLOW = pytest.mark.timeout(240)  # loading torch takes some seconds, and many on a busy machine
@@ -45,13 +46,11 @@ def test_examples_are_half_the_same_in_each_source() -> None:
     assert choose(sources, 100, seed=1) == examples != choose(sources, 100, seed=2)
 
 
-def test_figures_are_those_of_the_ranking() -> None:
-    same = np.array([True, True, False, True, False])
-    scores = np.array([0.9, 0.8, 0.7, 0.6, 0.1])
-    area, at_90, *_ = figures_of(same, scores)
-    assert area == pytest.approx(5 / 6)  # of six pairs of one each, the wrong order in one
-    assert at_90 == pytest.approx(2 / 3)
-    assert all(np.isnan(figures_of(np.array([True, True]), np.array([0.1, 0.2]))))
+def test_generated_pairs_are_of_both_kinds() -> None:
+    source = pairs_of("can I move order 12 to Monday, number", 5, 5)
+    made = generate({"shop": source}, seed=1)
+    assert {pair.same for pair in made} == {True, False}
+    assert all(pair.asked in source.texts and pair.stored != pair.asked for pair in made)
 
 
 def test_a_source_held_out_is_measured_and_not_learned_from(tmp_path: Path) -> None:
@@ -64,7 +63,7 @@ def test_a_source_held_out_is_measured_and_not_learned_from(tmp_path: Path) -> N
 
     learned, held = read_sources(tmp_path, (), ("*_two",), embed)
     assert (list(learned), list(held)) == (["pairs_one"], ["pairs_two"])
-    (figures,) = measure(held, Constant(), 1, Progress(disable=True)).values()
+    (figures,) = score(held, Constant(), 1, Progress(disable=True)).values()
     assert figures[0] == 1
 
 
@@ -93,7 +92,7 @@ def test_a_trained_network_tells_apart_what_it_was_shown(tmp_path: Path) -> None
     seen = train(start, examples, Plan(rate=2e-3, batch=16), tmp_path / "trained", said.append)
     assert seen == len(examples)
     scores = score_all(tmp_path / "trained", examples[:400])
-    area, *_ = figures_of(np.array([each.same for each in examples[:400]]), scores)
+    area, _ = measure(np.array([each.same for each in examples[:400]]), scores)
     assert area > 0.9
     assert "loss" in said[-1]
 

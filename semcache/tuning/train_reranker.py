@@ -2,43 +2,39 @@
 
 The pairs are those a cache has to judge: near each other, half with the same answer and half not, and of each source as
 many as of the others while it has them, so that the largest does not decide what "the same" means. Sources that are
-held out are not trained on; they tell what the model is worth where it has seen nothing.
+held out are not trained on; they tell what the model is worth where it has seen nothing. Twins and harmless copies that
+are made of the questions count as one more source.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
 import random
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
 import click
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from semcache import config
 from semcache.cache import model, reranker_engines
-from semcache.cache.engines import OnnxEngine, cores
 from semcache.cache.reranker_engines import PairEngine
-from semcache.errors import ConfigError, SemcacheError, TooLong
-from semcache.tuning.labelled import Drawing, Embed, LabelledPairs, Pair, Vectors, load, name_of
+from semcache.errors import ConfigError, SemcacheError
+from semcache.tuning.figures import PRECISIONS, Figures, measure
+from semcache.tuning.labelled import Drawing, Embed, LabelledPairs, Pair, load, name_of
+from semcache.tuning.variants import make_variants
+from semcache.tuning.vectors import FOLDER, Embedding
 
 NEAR = 0.65  # least cosine of a pair to learn from: a little below the band in which the reranker will be asked
 MET = 0.70  # and of one to be measured by
 DRAWING = Drawing(neighbours=4, same=4, different=4, across=1)
 MEASURED = 3000  # pairs of a source; the int8 model scores some 300 a second on a core
-PRECISIONS = (0.90, 0.95, 0.98)
-BLOCK = 256  # texts embedded between two steps of the progress bar
+VARIED = 1500  # questions of each source that variants are made of
 FILES = ("pairs_*", "stream_*")
-
-Figures = tuple[float, ...]  # the area under the curve, then the recall at each of PRECISIONS
 
 
 @click.command(name="train-reranker", context_settings={"help_option_names": ["-h", "--help"]})
@@ -52,6 +48,7 @@ Figures = tuple[float, ...]  # the area under the curve, then the recall at each
 @click.option("--rate", type=float, default=8e-5, show_default=True, help="Largest learning rate.")
 @click.option("--threads", type=click.IntRange(1), help="Of the training; all cores by default.")
 @click.option("--seed", type=int, default=7, show_default=True)
+@click.option("--vectors", type=click.Path(path_type=Path), default=FOLDER, help="Where vectors of texts are kept.")
 @click.option("--ship", type=click.Path(dir_okay=False, path_type=Path), help="Write one file to come with semcache.")
 def train_reranker(
     data: Path,
@@ -64,6 +61,7 @@ def train_reranker(
     rate: float,
     threads: int | None,
     seed: int,
+    vectors: Path,
     ship: Path | None,
 ) -> None:
     """Train a cross-encoder on the labelled files in DATA, and prepare it for match.reranker.
@@ -74,8 +72,8 @@ def train_reranker(
     console = Console(stderr=True)
     try:
         with Progress(console=console) as progress:
-            learned, held = read_sources(data, only, hold_out, embedding(progress))
-        examples = choose(learned, pairs, seed)
+            learned, held = read_sources(data, only, hold_out, Embedding(vectors, progress).embed)
+        examples = choose({**learned, "generated": generate(learned, seed)}, pairs, seed)
         console.print(f"{len(examples):,} pairs of {', '.join(learned)}")
         seen = fit(start, examples, out, rate, minutes, threads, seed, console.print)
         prepared = reranker_engines.prepare(str(out), progress=console.print)
@@ -89,7 +87,9 @@ def train_reranker(
     except SemcacheError as error:
         sys.exit(f"semcache: {error.message}")
     with Progress(console=console) as progress:
-        show(measure(held, engine, seed, progress), set(hold_out), Console())
+        figures = score(held, engine, seed, progress)
+    if figures:
+        show(figures, Console())
 
 
 def read_sources(
@@ -107,21 +107,32 @@ def read_sources(
     )
 
 
-def choose(sources: Mapping[str, LabelledPairs], number: int, seed: int) -> list[Pair]:
-    """About `number` examples, half of them the same; fewer where the sources have no more."""
+def generate(sources: Mapping[str, LabelledPairs], seed: int) -> list[Pair]:
+    """Twins of their questions that ask for something else, and copies that do not; see variants.py."""
     draw = random.Random(seed)
-    halves: dict[str, tuple[list[int], list[int]]] = {}
-    for name, pairs in sources.items():
-        halves[name] = (np.flatnonzero(pairs.same).tolist(), np.flatnonzero(~pairs.same).tolist())
-        for half in halves[name]:
-            draw.shuffle(half)
-    sizes = sorted(min(map(len, each)) for each in halves.values())
-    most = even_share(sizes, number // 2)
+    pairs = []
+    for source in sources.values():
+        texts = draw.sample(list(source.texts), min(VARIED, len(source.texts)))
+        pairs += [Pair(made.text, made.copy, made.same, math.nan) for made in make_variants(texts, seed, each=2)]
+    return pairs
+
+
+def choose(sources: Mapping[str, Iterable[Pair]], number: int, seed: int) -> list[Pair]:
+    """About `number` pairs, half of them the same; fewer where the sources have no more."""
+    draw = random.Random(seed)
+    halves: list[tuple[list[Pair], list[Pair]]] = []
+    for pairs in sources.values():
+        same, different = list[Pair](), list[Pair]()
+        for pair in pairs:
+            (same if pair.same else different).append(pair)
+        draw.shuffle(same)
+        draw.shuffle(different)
+        halves.append((same, different))
+    most = even_share(sorted(min(map(len, each)) for each in halves), number // 2)
     chosen = []
-    for name, (same, different) in halves.items():
+    for same, different in halves:
         count = min(most, len(same), len(different))
-        whole = sources[name].chosen(np.array([*same[:count], *different[:count]], np.intp))
-        chosen += list(whole)
+        chosen += same[:count] + different[:count]
     draw.shuffle(chosen)
     return chosen
 
@@ -157,68 +168,29 @@ def fit(
     return train(source, examples, Plan(rate=rate, minutes=minutes or math.inf, seed=seed), out, say)
 
 
-def measure(
+def score(
     sources: Mapping[str, LabelledPairs], engine: PairEngine, seed: int, progress: Progress
 ) -> dict[str, tuple[int, Figures, Figures]]:
     """For each source how many pairs were scored, the figures of the cosine, and those of the model as it serves."""
     figures = {}
     for name, pairs in sources.items():
-        places = np.random.default_rng(seed).permutation(len(pairs))[:MEASURED]
-        chosen = pairs.chosen(places)
+        chosen = pairs.chosen(np.random.default_rng(seed).permutation(len(pairs))[:MEASURED])
         task = progress.add_task(f"measuring {name}", total=len(chosen))
         scores = []
         for pair in chosen:
             scores.append(engine.score(pair.asked, pair.stored))
             progress.advance(task)
-        figures[name] = (
-            len(chosen),
-            figures_of(chosen.same, chosen.cosine.astype(float)),
-            figures_of(chosen.same, np.array(scores)),
-        )
+        by_cosine, by_engine = (measure(chosen.same, each) for each in (chosen.cosine, np.array(scores)))
+        figures[name] = (len(chosen), by_cosine, by_engine)
     return figures
 
 
-def figures_of(same: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64]) -> Figures:
-    """The area under the ROC curve, and the recall at each of PRECISIONS; NaN where one kind of pair is missing."""
-    ranks = np.argsort(np.argsort(scores, kind="stable"), kind="stable") + 1
-    positives, negatives = int(same.sum()), int((~same).sum())
-    if not positives or not negatives:
-        return (math.nan,) * (1 + len(PRECISIONS))
-    area = (ranks[same].sum() - positives * (positives + 1) / 2) / (positives * negatives)
-    hits = np.cumsum(same[np.argsort(-scores, kind="stable")])
-    precision = hits / np.arange(1, len(same) + 1)
-    recalls = [float(hits[precision >= least].max(initial=0)) / positives for least in PRECISIONS]
-    return (float(area), *recalls)
-
-
-def show(figures: Mapping[str, tuple[int, Figures, Figures]], held: set[str], console: Console) -> None:
+def show(figures: Mapping[str, tuple[int, Figures, Figures]], console: Console) -> None:
     table = Table(title=f"pairs with cosine >= {MET:.2f} of sources that were not trained on")
     for heading in ("source", "pairs", "by", "AUC", *(f"recall at {each:.0%}" for each in PRECISIONS)):
         table.add_column(heading, justify="left" if heading in ("source", "by") else "right")
     for name, (number, cosine, reranker) in figures.items():
-        table.add_row(name, f"{number:,}", "cosine", *(f"{each:.3f}" for each in cosine))
-        table.add_row("", "", "reranker", *(f"{each:.3f}" for each in reranker), end_section=True)
+        for by, (area, recalls) in (("cosine", cosine), ("reranker", reranker)):
+            table.add_row(name, f"{number:,}", by, *(f"{each:.3f}" for each in (area, *recalls)))
+        table.add_section()
     console.print(table)
-
-
-def embedding(progress: Progress) -> Embed:
-    """The shipped embedder on all cores; zeros for a text that it cannot read."""
-    engine = OnnxEngine(config.Embedder())
-    asyncio.run(engine.open())
-
-    def embed(name: str, texts: Sequence[str]) -> Vectors:
-        vectors = np.zeros((len(texts), engine.dimensions), np.float32)
-        task = progress.add_task(f"embedding {name}", total=len(texts))
-
-        def share(start: int) -> None:
-            block = texts[start : start + BLOCK]
-            for row, reply in enumerate(engine.embed(block), start=start):
-                if not isinstance(reply, TooLong):
-                    vectors[row] = reply
-            progress.advance(task, len(block))
-
-        with ThreadPoolExecutor(cores()) as threads:
-            list(threads.map(share, range(0, len(texts), BLOCK)))
-        return vectors
-
-    return embed
