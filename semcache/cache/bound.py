@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import compress
 from math import exp, isfinite
 from typing import NamedTuple
 
@@ -55,6 +56,7 @@ RECORDS = 50_000  # entries
 STEP = 0.005  # how fast explored hits move what the cut aims at
 LOWEST_AIM = 0.25  # of max_error
 DAY_S = 86400
+_FARTHEST = 1e6  # no feature is further from zero: what is, was damaged
 RECALL_ROWS = 100  # observations taken up at once: two milliseconds of the event loop
 RECALL_FIT = 2000  # ... and so many between two fits meanwhile
 
@@ -265,17 +267,20 @@ class Bound:
         self._call_for_a_fit()
 
     def _take(self, observations: Iterable[Observation]) -> None:
-        sound = []
+        fitting = []
         for it in observations:
             self._remember(it)
             # The others are feedback, which is no fair sample of hits, or of another embedder or judge.
-            if len(it.features) == _WIDTH and it.features[0] == self.mark and isfinite(sum(it.features)):
-                sound.append(it)
-        if not sound:
+            if len(it.features) == _WIDTH and it.features[0] == self.mark:
+                fitting.append(it)
+        if not fitting:
             return
-        told = np.array([(it.same, it.is_proposed) for it in sound])
-        pairs = np.hstack((scaled(np.array([it.features[1:] for it in sound])), told), dtype=np.float32)
-        for it, pair in zip(sound, pairs, strict=True):
+        features = np.array([it.features[1:] for it in fitting])
+        sound = (np.abs(features) < _FARTHEST).all(axis=1)  # NaN is not
+        fitting, features = list(compress(fitting, sound)), features[sound]
+        told = np.array([(it.same, it.is_proposed) for it in fitting]).reshape(-1, 2)
+        pairs = np.hstack((scaled(features), told), dtype=np.float32)
+        for it, pair in zip(fitting, pairs, strict=True):
             for evidence in (self._group(it.group), self._everywhere):
                 evidence.pairs.append(pair)
                 evidence.new += 1
