@@ -21,6 +21,7 @@ import click
 
 from semcache import __version__, config
 from semcache.errors import ClientError, ConfigError, SemcacheError
+from semcache.tune import tune
 
 if TYPE_CHECKING:
     from semcache.config import Config
@@ -389,6 +390,9 @@ def import_(file: Any, config_file: Path | None) -> None:
         return int(await store.import_lines(lines()))
 
     click.echo(f"{asyncio.run(_with_store(_load(config_file, {}), read))} entries imported", err=True)
+
+
+main.add_command(tune)
 
 
 # What the commands share

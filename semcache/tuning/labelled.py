@@ -93,10 +93,15 @@ def load(path: Path, embed: Embed, drawing: Drawing = Drawing()) -> LabelledPair
     """Raises ConfigError, which names the file, the line and what is wrong with it."""
     rows = read_rows(path)
     name = name_of(path)
+    return read_pairs(name, rows, embed) if are_pairs(path, rows) else draw_pairs(name, rows, embed, drawing)
+
+
+def are_pairs(path: Path, rows: Sequence[Row]) -> bool:
+    """Whether the rows of a file are pairs; else they are a stream. Raises ConfigError where they are neither."""
     if {"a", "b", "duplicate"} <= rows[0].keys():
-        return read_pairs(name, rows, embed)
+        return True
     if "text" in rows[0] and not {"class", "class_slots", "group"}.isdisjoint(rows[0]):
-        return draw_pairs(name, rows, embed, drawing)
+        return False
     raise ConfigError(
         f"{path}: has neither pairs (a, b, duplicate) nor a stream (text, and class_slots, class or group), "
         f"but: {', '.join(map(str, rows[0]))}"
@@ -151,11 +156,18 @@ def read_pairs(name: str, rows: Sequence[Row], embed: Embed) -> LabelledPairs:
     return _collect(name, texts, embed(name, texts), triples)
 
 
+def read_stream(name: str, rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Each text with what its right answer is called, in order. Raises ConfigError."""
+    return [
+        (_text(name, number, row, "text"), label_of(name, number, row)) for number, row in enumerate(rows, start=1)
+    ]
+
+
 def draw_pairs(name: str, rows: Sequence[Row], embed: Embed, drawing: Drawing = Drawing()) -> LabelledPairs:
     """Each text of a stream with predecessors, no pair twice. A text that comes again counts where it came first."""
     labels: dict[str, str] = {}
-    for number, row in enumerate(rows, start=1):
-        labels.setdefault(_text(name, number, row, "text"), label_of(name, number, row))
+    for text, called in read_stream(name, rows):
+        labels.setdefault(text, called)
     texts = list(labels)
     ids: dict[str, int] = {}
     label = np.array([ids.setdefault(each, len(ids)) for each in labels.values()], np.int32)
