@@ -85,11 +85,14 @@ def main() -> None:
 @_speaks_plainly
 def serve(file: Path | None, **options: Any) -> None:
     """Run the proxy until SIGTERM or Ctrl-C; running streams get `server.drain` to finish."""
+    from semcache.advice import advise
     from semcache.app import run
 
     settings = _load(file, options)
     for line in settings.without_effect():
         click.echo(f"semcache: no effect yet: {line}", err=True)
+    for line in advise(settings):
+        click.echo(f"semcache: note: {line}", err=True)
     if settings.embedder.engine == "onnx":  # the first start makes the model; every later one finds it
         from semcache.cache.model import prepare as prepare_model
 
@@ -103,22 +106,49 @@ def serve(file: Path | None, **options: Any) -> None:
 def check(file: Path) -> None:
     """Read a configuration file and say what is wrong with it, or how requests would be routed.
 
-    Certificates that it names are read too: a proxy on this machine could not start without them.
+    Certificates and rerankers that it names are looked for too: a proxy on this machine could not start without them.
+    A note is no error: the file works, and does something that one might not expect.
     """
+    from semcache.advice import advise
     from semcache.tls import Certificates
 
     settings = config.load(file)
     for number, route in enumerate(settings.routes):
         pools = ", ".join(route.pools or settings.pools)
         click.echo(
-            f"routes[{number}] {' '.join(route.models)} -> {pools}: {route.match.mode}, "
-            f"threshold {route.match.threshold}, ttl {route.cache.ttl:g} s, grace {route.cache.grace:g} s"
+            f"routes[{number}] {' '.join(route.models)} -> {pools}: {route.match.mode}, {_decided_by(route.match)}, "
+            f"ttl {route.cache.ttl:g} s, grace {route.cache.grace:g} s"
         )
     for line in settings.without_effect():
         click.echo(f"no effect yet: {line}")
+    for line in advise(settings):
+        click.echo(f"note: {line}")
     if settings.server.tls is not None:
         Certificates(settings.server.tls)
+    _find_models(settings)
     click.echo(f"{file}: ok")
+
+
+def _decided_by(match: config.Match) -> str:
+    """What a candidate has to pass, in a few words."""
+    if match.max_error is not None:
+        parts = [f"max_error {match.max_error:g}"]
+    else:
+        parts = [f"threshold {match.threshold:g}"]
+        parts += [f"judge {match.judge:g}"] if match.judge is not None else []
+    parts += [f"reranker {match.reranker} {match.reranker_min:g}"] if match.reranker is not None else []
+    return ", ".join([*parts, f"{len(match.guards)} guards"])
+
+
+def _find_models(settings: Config) -> None:
+    """What a start would look for. Raises StartError, with what to do."""
+    names = dict.fromkeys(route.match.reranker for route in settings.routes if route.match.reranker)
+    if not names:
+        return
+    from semcache.cache import reranker_engines
+
+    for name in names:
+        reranker_engines.build(name)
 
 
 @main.command(epilog=_examples("semcache demo", "semcache demo --exit"))
@@ -213,8 +243,8 @@ def purge(file: Path | None, everything: bool, erase: bool, dry_run: bool, yes: 
 
 @main.command(
     epilog=_examples(
-        "semcache explain 'Where is my parcel?' --model gpt-4o --tenant shop",
-        "semcache explain 'Where is my parcel?' --system 'Answer briefly.' --json",
+        "semcache explain 'How do I return a jacket?' --model gpt-4o --tenant shop",
+        "semcache explain 'What is my balance?' --user ann --json",
         "semcache explain --body request.json --path /v1/messages --key -",
         "semcache explain --request 5f0c9a31c2a4d0ee0000002a",
     )
@@ -272,7 +302,11 @@ def explain(file: Path | None, request_id: str | None, admin: str | None, as_jso
 )
 @_with_config
 @click.option("--route", type=click.IntRange(0), help="Only this route, by its place in the configuration.")
-@click.option("--target", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="False hits to allow; 0.01.")
+@click.option(
+    "--target",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="False hits among hits to allow; 0.01 is 1 %.",
+)
 @click.option("--admin", metavar="URL", help="The server's admin address; by default the one of the configuration.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--html", "page", type=FILE, help="Write the report as a page, too.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
@@ -230,6 +231,8 @@ class Match(_Section):
     def _cuts_are_in_order(self) -> Match:
         if self.answers_differ > self.answers_alike:
             raise ValueError("answers_differ is above answers_alike: two answers cannot differ and be alike")
+        if self.max_error is not None and self.learn == "off":
+            raise ValueError("max_error learns from comparing answers, and learn is off: write learn: auto")
         low, high = self.reranker_band
         if not 0 <= low <= high <= 1:
             raise ValueError("reranker_band is two cosines from 0 to 1, the lower one first, such as [0.80, 1.0]")
@@ -360,7 +363,8 @@ class Config(_Section):
             judge = route.match.answers_judge
             if judge is not None and judge.pool not in self.pools:
                 known = ", ".join(self.pools)
-                raise ValueError(f'routes[{number}].match.answers_judge: no pool "{judge.pool}"; there are {known}')
+                where = "match" if judge == self.match.answers_judge else f"routes[{number}].match"
+                raise ValueError(f'{where}.answers_judge.pool: "{judge.pool}" is not a pool; there are {known}')
         return self
 
     @model_validator(mode="after")
@@ -494,8 +498,39 @@ def _complaint(error: Any, raw: Any) -> str:
     path = path.lstrip(".")
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        return f"{path}: no such setting; see config/reference.yaml for those there are"
+        return f"{path}: no such setting{_meant(error['loc'])}; see config/reference.yaml for those there are"
+    if error["type"] in ("tuple_type", "list_type"):
+        message = f"write a list, such as [{value}]" if isinstance(value, str) else "write a list, such as [a, b]"
+    elif error["type"] == "missing":
+        message = "must be written out, it has no default"
     name = path.rpartition(".")[2].partition("[")[0]
     is_secret = name in ("key", "keys", "api_key", "admin_token") or "@" in str(value)  # user:password@host
+    if name in _SHARES:
+        message += "; it is a share: 0.01 is 1 %"
     shown = "" if is_secret or value is None or isinstance(value, (dict, list)) else f"{value!r}: "
     return f"{path}: {shown}{message}" if path else message
+
+
+_SHARES = ("max_error", "explore")
+_SECTIONS: Mapping[str, type[_Section]] = {
+    "server": Server,
+    "tls": Tls,
+    "cache": Cache,
+    "embedder": Embedder,
+    "match": Match,
+    "answers_judge": AnswersJudge,
+    "backends": Backend,
+    "routes": Route,
+    "tenants": TenantSettings,
+    "limits": Limits,
+    "audit": Audit,
+}
+
+
+def _meant(place: tuple[str | int, ...]) -> str:
+    """`, did you mean threshold?`, where a setting of the same section is written much alike."""
+    *parents, name = [part for part in place if isinstance(part, str)]
+    is_pool = parents[:1] == ["pools"] and len(parents) == 2
+    section = Config if not parents else Pool if is_pool else _SECTIONS.get(parents[-1])
+    near = get_close_matches(name, section.model_fields, 1) if section else []
+    return f", did you mean {near[0]}?" if near else ""

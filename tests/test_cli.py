@@ -46,6 +46,21 @@ def test_check_says_where_requests_go(tmp_path: Path) -> None:
     assert "ok" in text
 
 
+def test_check_says_what_decides_and_what_one_might_not_expect(tmp_path: Path) -> None:
+    file = tmp_path / "semcache.yaml"
+    file.write_text("match: {max_error: 0.02, explore: 0}")
+    text = semcache("check", str(file))
+    assert "serve, max_error 0.02, 10 guards" in text and "threshold" not in text
+    assert "note: match.explore: 0" in text and "ok" in text
+
+
+def test_check_looks_for_the_reranker_that_a_start_would_need(tmp_path: Path) -> None:
+    file = tmp_path / "semcache.yaml"
+    file.write_text("match: {reranker: nobody/has-made-this}")
+    text = semcache("check", str(file), status=1)
+    assert "semcache model prepare --reranker nobody/has-made-this" in text and "ok" not in text.split()
+
+
 def test_check_reads_the_certificate_that_a_start_would_need(tmp_path: Path) -> None:
     file = tmp_path / "semcache.yaml"
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"

@@ -90,6 +90,16 @@ def test_an_environment_value_cannot_add_settings() -> None:
         ("tenants: [{name: a, keys: [k], limits: {tokens_per_minute: -5}}]", ["tokens_per_minute", "-5"]),
         ("server: {port: 99999}", ["server.port", "99999"]),
         ("match: {threshold: .nan}", ["match.threshold"]),
+        ("match: {max_error: 1%}", ["match.max_error", "1%", "0.01 is 1 %"]),
+        ("match: {max_error: 0.01, learn: off}", ["match", "max_error", "learn: auto"]),
+        ("match: {max_eror: 0.01}", ["match.max_eror", "did you mean max_error?"]),
+        ("routes: [{cache: {tttl: 1h}}]", ["routes[0].cache.tttl", "did you mean ttl?"]),
+        ("pools: {a: {backend: []}}", ["pools.a.backend", "did you mean backends?"]),
+        ("pools: {a: {backends: [{uri: 'http://h'}]}}", ["pools.a.backends[0].uri", "did you mean url?"]),
+        ("mach: {}", ["mach", "did you mean match?"]),
+        ("match: {guards: numbers}", ["match.guards", "write a list, such as [numbers]"]),
+        ("match: {answers_judge: {pool: openai}}", ["match.answers_judge.model", "no default"]),
+        ("match: {answers_judge: {pool: nowhere, model: m}}", ["match.answers_judge.pool", "nowhere", "openai"]),
     ],
 )
 def test_a_complaint_names_path_value_and_remedy(text: str, words: list[str]) -> None:
@@ -135,7 +145,7 @@ def test_a_missing_file_is_a_clear_error(tmp_path) -> None:  # type: ignore[no-u
 
 
 def test_a_judge_of_answers_needs_a_pool_that_is_there() -> None:
-    with pytest.raises(ConfigError, match=r'routes\[0\]\.match\.answers_judge: no pool "none"; there are openai'):
+    with pytest.raises(ConfigError, match=r'match\.answers_judge\.pool: "none" is not a pool; there are openai'):
         parse("match: {answers_judge: {pool: none, model: m}}", {})
 
 

@@ -1,0 +1,98 @@
+"""ADVICE: settings that are allowed, and may not do what one who writes them thinks. Shown by `semcache check`.
+
+What cannot work at all is an error of config.py. What is here works, and an operator should know what he gets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from semcache.config import Backend, Config, Match, Route
+
+SHY = 0.005  # below it an error bound takes so many comparisons that a small service waits for months
+LOW = 0.80  # cosine: below it, more than 1 % of hits were wrong on every labelled stream, guards or none
+_DEFAULT = Match()
+
+
+def advise(config: Config) -> list[str]:
+    """One line each, `match...` where all routes have it and `routes[N].match...` where one does."""
+    by_route = [list(_of_route(route, config)) for route in config.routes]
+    lines = []
+    for number, own in enumerate(by_route):
+        for line in own:
+            is_everywhere = all(line in others for others in by_route)
+            if not is_everywhere or number == 0:
+                lines.append(line if is_everywhere else f"routes[{number}].{line}")
+    return lines
+
+
+def _of_route(route: Route, config: Config) -> Iterator[str]:
+    match = route.match
+    if match.mode == "off":
+        for name in ("max_error", "judge", "reranker"):
+            if getattr(match, name) is not None:
+                yield f"match.{name}: has no effect, as mode is off"
+        return
+    if match.max_error is not None:
+        yield from _of_bound(match, match.max_error)
+    else:
+        yield from _of_threshold(match)
+    if match.mode == "shadow" and match.learn == "off":
+        yield "match.learn: off, so shadow mode counts hits and never learns which of them would have been wrong"
+    if match.judge_weights is not None and match.judge is None and match.max_error is None:
+        yield "match.judge_weights: are not read, as neither judge nor max_error is set"
+    if match.answers_judge is not None:
+        keyless = [backend for backend in config.pools[match.answers_judge.pool].backends if not _has_key(backend)]
+        if keyless:
+            yield (
+                f"match.answers_judge: {keyless[0].url} has no api_key in pool {match.answers_judge.pool}, and no "
+                "caller's key is used for it"
+            )
+    yield from _of_sharing(route, config)
+
+
+def _of_bound(match: Match, max_error: float) -> Iterator[str]:
+    if match.mode == "shadow":
+        yield "match.max_error: serves nothing in mode shadow; it is the target of what `semcache shadow` recommends"
+    elif match.explore == 0 or match.explore_usd == 0:
+        name = "explore" if match.explore == 0 else "explore_usd"
+        yield f"match.{name}: 0, so nobody sees when hits that once were right become wrong; 0.02 compares one in fifty"
+    if max_error < SHY:
+        yield (
+            f"match.max_error: {max_error:g} takes {math.ceil(3 / max_error):,} comparisons without an error, at the "
+            "least, before anything is served by meaning"
+        )
+    if match.judge is not None:
+        yield "match.judge: is not asked for its own, as max_error weighs the judge's word with all else"
+    if match.threshold != _DEFAULT.threshold:
+        yield f"match.threshold: {match.threshold:g} is not asked, as max_error is set"
+
+
+def _of_threshold(match: Match) -> Iterator[str]:
+    if match.reranker is not None or match.mode != "serve":
+        return
+    if match.threshold < LOW and match.judge is None:
+        yield (
+            f"match.threshold: below {LOW:g} more than 1 % of hits were wrong on all traffic that was measured; "
+            "`semcache shadow` tells of yours"
+        )
+    if not match.guards and match.judge is None and match.threshold < 1:
+        yield 'match.guards: none, so "enable" is answered with what was stored for "disable"'
+
+
+def _of_sharing(route: Route, config: Config) -> Iterator[str]:
+    cache = route.cache
+    if cache.sharing == "tenant":
+        if cache.min_uses > 1:
+            yield "cache.min_uses: has no effect, as sharing is tenant: nobody gets what another brought"
+        return
+    if not config.tenants:
+        yield f"cache.sharing: {cache.sharing}, without tenants: whoever reaches the port reads what is shared"
+    if route.match.personal == "serve":
+        yield f"match.personal: serve, and sharing is {cache.sharing}: one tenant's balance may be told to another"
+
+
+def _has_key(backend: Backend) -> bool:
+    """It has one, or needs none: servers on plain HTTP are one's own."""
+    return backend.url.startswith("http://") or bool(backend.api_key.get_secret_value())

@@ -1,0 +1,65 @@
+"""What `semcache check` says of settings that are allowed, and may not do what they seem to."""
+
+from __future__ import annotations
+
+import pytest
+
+from semcache.advice import advise
+from semcache.config import parse
+
+JUDGED = "answers_judge: {pool: far, model: m}"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("match: {mode: off, max_error: 0.01}", ["match.max_error", "mode is off"]),
+        ("match: {max_error: 0.01, explore: 0}", ["match.explore", "compares one in fifty"]),
+        ("match: {max_error: 0.01, explore_usd: 0}", ["match.explore_usd"]),
+        ("match: {max_error: 0.01, mode: shadow}", ["match.max_error", "semcache shadow"]),
+        ("match: {max_error: 0.001}", ["match.max_error", "3,000 comparisons"]),
+        ("match: {max_error: 0.01, judge: 0.9}", ["match.judge", "max_error"]),
+        ("match: {max_error: 0.01, threshold: 0.95}", ["match.threshold: 0.95", "not asked"]),
+        ("match: {mode: shadow, learn: off}", ["match.learn"]),
+        ("match: {judge_weights: w.npz}", ["match.judge_weights", "not read"]),
+        ("match: {threshold: 0.7}", ["match.threshold", "more than 1 %"]),
+        ("match: {guards: []}", ["match.guards", "enable"]),
+        ("cache: {min_uses: 2}", ["cache.min_uses", "sharing is tenant"]),
+        ("cache: {sharing: all}", ["cache.sharing: all", "whoever reaches the port"]),
+        (
+            "{cache: {sharing: all}, match: {personal: serve}, tenants: [{name: a, keys: [k]}]}",
+            ["match.personal: serve", "balance"],
+        ),
+        (
+            f"{{match: {{mode: shadow, {JUDGED}}}, pools: {{far: {{backends: [{{url: 'https://h/v1'}}]}}}}}}",
+            ["match.answers_judge", "https://h/v1", "api_key"],
+        ),
+    ],
+)
+def test_a_note_names_the_setting_and_what_becomes_of_it(text: str, words: list[str]) -> None:
+    (line,) = advise(parse(text))
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "match: {mode: shadow}",
+        "match: {max_error: 0.01}",
+        "match: {reranker: shipped, guards: []}",
+        "{cache: {sharing: namespace, min_uses: 2}, tenants: [{name: a, keys: [k]}]}",
+        f"{{match: {{{JUDGED}}}, pools: {{far: {{backends: [{{url: 'https://h/v1', api_key: k}}]}}}}}}",
+        f"{{match: {{{JUDGED}}}, pools: {{far: {{backends: [{{url: 'http://127.0.0.1:1/v1'}}]}}}}}}",
+    ],
+)
+def test_what_does_as_it_seems_gets_no_note(text: str) -> None:
+    assert advise(parse(text)) == []
+
+
+def test_a_note_names_the_route_where_only_one_has_it() -> None:
+    everywhere = "{match: {judge_weights: w}, routes: [{models: [a]}, {models: ['*']}]}"
+    assert [line.partition(":")[0] for line in advise(parse(everywhere))] == ["match.judge_weights"]
+    one = "routes: [{models: [a]}, {models: ['*'], match: {threshold: 0.5}}]"
+    assert [line.partition(":")[0] for line in advise(parse(one))] == ["routes[1].match.threshold"]
