@@ -158,9 +158,7 @@ def read_pairs(name: str, rows: Sequence[Row], embed: Embed) -> LabelledPairs:
 
 def read_stream(name: str, rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Each text with what its right answer is called, in order. Raises ConfigError."""
-    return [
-        (_text(name, number, row, "text"), label_of(name, number, row)) for number, row in enumerate(rows, start=1)
-    ]
+    return [(_text(name, number, row, "text"), label_of(name, number, row)) for number, row in enumerate(rows, start=1)]
 
 
 def draw_pairs(name: str, rows: Sequence[Row], embed: Embed, drawing: Drawing = Drawing()) -> LabelledPairs:

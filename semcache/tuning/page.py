@@ -27,7 +27,8 @@ def _study(study: Mapping[str, Any]) -> str:
     parts = [f"<h2>{escape(study['name'])}: {study[SIZED[kind]]:,} {SIZED[kind]}</h2>"]
     parts += [f'<p class="note">{escape(note)}</p>' for note in study["notes"]]
     lines = f"<pre>{escape(found['yaml'])}</pre>" if found["yaml"] else ""
-    parts.append(f'<div class="advice{"" if lines else " none"}"><p>{escape(found["says"])}</p>{lines}</div>')
+    other = f"<p>{escape(found['or'])}</p>" if found["or"] else ""
+    parts.append(f'<div class="advice{"" if lines else " none"}"><p>{escape(found["says"])}</p>{lines}{other}</div>')
     figures = [_figure("Gained against false, by strategy", charts.trade(study, gained))]
     if study["bounds"]:
         figures.append(_figure("Error-bounded: allowed and seen", charts.promised(study["bounds"])))

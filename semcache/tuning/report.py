@@ -47,6 +47,7 @@ def study_report(study: Study) -> dict[str, Any]:
             "more_rows": found.more_rows,
             "says": say(study),
             "yaml": yaml_lines(study),
+            "or": say_bounded(study),
         },
     }
 
@@ -109,6 +110,18 @@ def say(study: Study) -> str:
         f"{wanted} there is not enough evidence: {found.more:,} more hits by meaning, in some {found.more_rows:,} more "
         f"{what} like these, would tell. {best}."
     )
+
+
+def say_bounded(study: Study) -> str | None:
+    """What `match.max_error` would have done with this target; None where it was not tried."""
+    played = next((each for each in study.bounds if each.bound == study.recommendation.target), None)
+    if played is None:
+        return None
+    lines = f"Or let the evidence decide, without labels (match.max_error: {played.bound:g})"
+    if not played.whole.served:
+        return f"{lines}: on these rows it found too little evidence to serve anything by meaning."
+    kept = "" if keeps(played) else ", more than it promises"
+    return f"{lines}: after {WARM_UP} requests to learn, {_tell(study.kind, played.whole)}{kept}."
 
 
 def name_setting(study: Study, strategy: str, setting: float) -> str:

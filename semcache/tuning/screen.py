@@ -28,6 +28,8 @@ def show(report: Mapping[str, Any], console: Console) -> None:
         console.print(Text(study["recommendation"]["says"], "bold"))
         if study["recommendation"]["yaml"]:
             console.print(study["recommendation"]["yaml"], highlight=False)
+        if study["recommendation"]["or"]:
+            console.print(study["recommendation"]["or"], highlight=False)
         console.print()
 
 

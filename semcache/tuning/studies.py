@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
+from semcache.cache.engines import cores
 from semcache.config import Route
 from semcache.tuning import bounded
 from semcache.tuning.bounded import Open, Played
@@ -18,7 +20,7 @@ from semcache.tuning.cases import Cases, each_alone, sweep_cases
 from semcache.tuning.curves import Point, Recommendation, recommend
 from semcache.tuning.embedding import Embedding
 from semcache.tuning.labelled import Row, are_pairs, name_of, read_pairs, read_rows, read_stream
-from semcache.tuning.neighbours import find_neighbours
+from semcache.tuning.neighbours import Neighbours, find_neighbours
 from semcache.tuning.playing import Stream, number_stream, sweep
 from semcache.tuning.strategies import RECOMMENDED, Judge, Strategy, Words, choose_strategies, read_questions
 
@@ -79,6 +81,9 @@ def study_cases(name: str, kind: str, cases: Cases, bench: Bench, notes: Sequenc
     strategies = choose_strategies(words)
     curves: dict[str, list[Point]] = {}
     for strategy in strategies:
+        if strategy.name == "+ reranker":
+            pairs = cases.pairs
+            score_ahead(name, strategy, zip(pairs.asked, pairs.stored, pairs.cosine, strict=True), bench)
         task = bench.progress.add_task(f"{name}: {strategy.name}", total=len(cases.pairs))
         curves[strategy.name] = sweep_cases(cases, strategy, partial(bench.progress.advance, task))
         bench.progress.remove_task(task)
@@ -95,9 +100,11 @@ def study_stream(name: str, rows: Sequence[Row], bench: Bench) -> Study:
     progress.remove_task(task)
     strategies = choose_strategies(bench.words(stream.texts, vectors))
     curves: dict[str, list[Point]] = {}
+    looked_at = bench.route.match.neighbours
     for strategy in strategies:
+        if strategy.name == "+ reranker":
+            score_ahead(name, strategy, _met(stream, near, looked_at), bench)
         task = progress.add_task(f"{name}: {strategy.name}", total=len(strategy.grid))
-        looked_at = bench.route.match.neighbours
         curves[strategy.name] = sweep(stream, near, strategy, looked_at, partial(progress.advance, task))
         progress.remove_task(task)
     played = []
@@ -113,6 +120,25 @@ def study_stream(name: str, rows: Sequence[Row], bench: Bench) -> Study:
         progress.remove_task(task)
     size = len(stream.text_of)
     return _study(name, "stream", size, strategies, curves, bench, played, len(first.text_of))
+
+
+def _met(stream: Stream, near: Neighbours, looked_at: int) -> Iterator[tuple[int, int, float]]:
+    """The pairs that a cache meets which has stored everything: most of those that any will."""
+    for text, places, cosines in zip(stream.text_of, near.places, near.cosines, strict=True):
+        for place, cosine in zip(places[:looked_at].tolist(), cosines[:looked_at].tolist(), strict=True):
+            if place >= 0 and place != text:
+                yield text, place, cosine
+
+
+def score_ahead(name: str, strategy: Strategy, pairs: Iterable[tuple[int, int, float]], bench: Bench) -> None:
+    """A cross-encoder takes milliseconds a pair, so all cores do their share before anything is played."""
+    floor = strategy.floor(strategy.grid[-1])
+    wanted = {(int(asked), int(stored)): float(cosine) for asked, stored, cosine in pairs if cosine >= floor}
+    task = bench.progress.add_task(f"{name}: reranking", total=len(wanted))
+    with ThreadPoolExecutor(cores()) as threads:
+        for _ in threads.map(lambda pair: strategy.number(pair[0], pair[1], wanted[pair]), wanted):
+            bench.progress.advance(task)
+    bench.progress.remove_task(task)
 
 
 def _rows(stream: Stream, limit: int) -> list[tuple[int, int]]:

@@ -21,13 +21,14 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from semcache.cache import model, reranker_engines
+from semcache import config
+from semcache.cache import engines, model, reranker_engines
 from semcache.cache.reranker_engines import PairEngine
 from semcache.errors import ConfigError, SemcacheError
+from semcache.tuning.embedding import Embedding
 from semcache.tuning.figures import PRECISIONS, Figures, measure
 from semcache.tuning.labelled import Drawing, Embed, LabelledPairs, Pair, load, name_of
 from semcache.tuning.variants import make_variants
-from semcache.tuning.vectors import FOLDER, Embedding
 
 NEAR = 0.65  # least cosine of a pair to learn from: a little below the band in which the reranker will be asked
 MET = 0.70  # and of one to be measured by
@@ -45,10 +46,10 @@ FILES = ("pairs_*", "stream_*")
 @click.option("--start", metavar="FOLDER", help="Go on from this cross-encoder instead of the shipped embedder.")
 @click.option("--pairs", type=click.IntRange(100), default=40_000, show_default=True, help="To train on.")
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="To train for, at most.")
-@click.option("--rate", type=float, default=8e-5, show_default=True, help="Largest learning rate.")
+@click.option("--rate", type=float, default=3e-5, show_default=True, help="Largest learning rate.")
 @click.option("--threads", type=click.IntRange(1), help="Of the training; all cores by default.")
 @click.option("--seed", type=int, default=7, show_default=True)
-@click.option("--vectors", type=click.Path(path_type=Path), default=FOLDER, help="Where vectors of texts are kept.")
+@click.option("--vectors", type=click.Path(path_type=Path), help="Keep vectors of texts in here.")
 @click.option("--ship", type=click.Path(dir_okay=False, path_type=Path), help="Write one file to come with semcache.")
 def train_reranker(
     data: Path,
@@ -61,7 +62,7 @@ def train_reranker(
     rate: float,
     threads: int | None,
     seed: int,
-    vectors: Path,
+    vectors: Path | None,
     ship: Path | None,
 ) -> None:
     """Train a cross-encoder on the labelled files in DATA, and prepare it for match.reranker.
@@ -72,7 +73,8 @@ def train_reranker(
     console = Console(stderr=True)
     try:
         with Progress(console=console) as progress:
-            learned, held = read_sources(data, only, hold_out, Embedding(vectors, progress).embed)
+            embedding = Embedding(lambda: engines.build(config.Embedder()), vectors, progress)
+            learned, held = read_sources(data, only, hold_out, embedding.embed)
         examples = choose({**learned, "generated": generate(learned, seed)}, pairs, seed)
         console.print(f"{len(examples):,} pairs of {', '.join(learned)}")
         seen = fit(start, examples, out, rate, minutes, threads, seed, console.print)
