@@ -316,7 +316,7 @@ def _bound(opinion: Opinion) -> Mapping[str, Any]:
         "observed_everywhere": opinion.observed_everywhere,
         "needed": opinion.needed,
         "is_own": opinion.is_own,
-        "cut": cut and round(probability_of(cut.score), 4),
+        "cut": cut and round(probability_of(cut.score), 6),
         "observed_above": cut and cut.observed,
         "wrong_above": cut and cut.wrong,
         "upper": cut and round(cut.upper, 5),
@@ -332,8 +332,8 @@ def _candidate(neighbour: Neighbour) -> Mapping[str, Any]:
             word.guard: "not built" if word.vetoes is None else "vetoes" if word.vetoes else "passes"
             for word in neighbour.guards
         },
-        "judge": None if neighbour.judged is None else round(neighbour.judged, 4),
-        "probability": None if neighbour.weighed is None else round(neighbour.weighed.probability, 4),
+        "judge": None if neighbour.judged is None else round(neighbour.judged, 6),
+        "probability": None if neighbour.weighed is None else round(neighbour.weighed.probability, 6),
         "objection": neighbour.objection,
         "is_looked_at": neighbour.is_looked_at,
         **_stored(neighbour.stored),

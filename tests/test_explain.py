@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from semcache.cache.context_view import HIDDEN, view_context
-from semcache.cache.explain_words import DIFFERENCES, REASONS
+from semcache.cache.explain_words import DIFFERENCES, REASONS, likely, percent
 from semcache.cache.guards import GUARDS
 from semcache.cli import main
 from semcache.recent_requests import RecentRequests
@@ -530,6 +530,43 @@ async def test_the_command_asks_for_a_key_that_nobody_else_should_see(desk: Desk
     arguments = ["explain", PARCEL, "--key", "-", "--model", "small", "--admin", desk.url.removesuffix(PATH)]
     result = await asyncio.to_thread(CliRunner().invoke, main, arguments, input="sk-test\n")
     assert result.exit_code == 0 and "This would be a HIT" in result.output and "sk-test" not in result.output
+
+
+async def test_the_command_says_what_speaks_against_a_candidate_beside_guards(desk: Desk) -> None:
+    await desk.proxy.ask(PARCEL)
+    reply = await desk.proxy.ask(REWORDED)
+    said = {"entry": reply.headers["semcache-entry"], "request": reply.headers["x-request-id"], "verdict": "wrong"}
+    async with desk.http.post(
+        desk.proxy.url.removesuffix("/v1") + "/semcache/feedback",
+        json=said,
+        headers={"Authorization": "Bearer sk-test"},
+    ) as response:
+        assert response.status == 200
+    text = await asyncio.to_thread(command, REWORDED, "--key", "sk-test", "--admin", desk.url.removesuffix(PATH))
+    assert "objection" in text and "called wrong" in text and "1 question to compare with" in text
+
+
+async def test_a_question_that_the_error_bound_refuses_tells_what_is_missing(tmp_path: Path) -> None:
+    settings = "match: {max_error: 0.05, guards: [numbers]}"
+    async with running_proxy(tmp_path, settings) as proxy, aiohttp.ClientSession() as http:
+        desk = Desk(proxy, http)
+        await proxy.ask(PARCEL)
+        report = await desk.explain(REWORDED)
+        assert (report["verdict"], report["reason"]) == ("miss", "bound")
+        assert report["summary"].endswith(
+            "may serve, but the evidence does not prove at most 5 % of hits wrong (match.max_error): "
+            "there are 0 comparisons for this scope and 0 in all; 59 without an error are the least."
+        )
+        far = await desk.explain("When will it rain on my train please")
+        assert "is too far away: below 0.6 none is weighed" in far["summary"]
+        text = await asyncio.to_thread(command, REWORDED, "--key", "sk-test", "--admin", desk.url.removesuffix(PATH))
+        assert "max_error 0.05 (of candidates from 0.6 on)" in text and "error bound" in text
+        assert (await proxy.ask(REWORDED)).detail == "bound"
+
+
+def test_a_certain_probability_is_not_rounded_up() -> None:
+    assert (likely(0.99999), likely(0.98274)) == (">0.9999", "0.9827")
+    assert (percent(0.05), percent(0.00957)) == ("5 %", "0.957 %")
 
 
 async def test_nothing_that_a_terminal_obeys_is_printed(desk: Desk) -> None:

@@ -156,6 +156,11 @@ def _why_hit(evidence: Evidence, ruling: Ruling) -> str:
         how = "the same question with the same context is stored (exact)"
     elif ruling.limits is not None:
         how = f"a stored question is near ({match.similarity:.3f}), no guard objects, and {_weighed(evidence, ruling)}"
+    elif ruling.rerank is not None and match.similarity < ruling.rerank.sure_from:
+        how = (
+            f"a stored question means the same ({match.similarity:.3f}, no guard objects, and the cross-encoder gives "
+            f"it {ruling.rerank.least:g} at least)"
+        )
     else:
         how = (
             f"a stored question means the same ({match.similarity:.3f}, the threshold is {ruling.threshold:.3g}, "
@@ -203,9 +208,12 @@ def _weighed(evidence: Evidence, ruling: Ruling) -> str:
     aim = f"at most {percent(limits.max_error)} of hits wrong (match.max_error)"
     near = f"the nearest that nothing else speaks against, at {decided.similarity:.3f},"
     if opinion.cut is None:
+        enough = f"{opinion.needed:,} without an error are the least"
+        if max(opinion.observed, opinion.observed_everywhere) >= opinion.needed:
+            enough = f"the surest of them hold too many wrong ones, or are too few: {enough}"
         return (
-            f"{near} may serve, but the evidence does not prove {aim} yet: {opinion.observed:,} comparisons for this "
-            f"scope, {opinion.observed_everywhere:,} in all, where {opinion.needed:,} without an error are the least"
+            f"{near} may serve, but the evidence does not prove {aim}: there are {opinion.observed:,} comparisons for "
+            f"this scope and {opinion.observed_everywhere:,} in all; {enough}"
         )
     cut, probability = likely(probability_of(opinion.cut.score)), likely(decided.weighed.probability)
     if decided.objection is Reason.BOUND:
@@ -215,8 +223,8 @@ def _weighed(evidence: Evidence, ruling: Ruling) -> str:
 
 def _story(nearest: Neighbour, reason: Reason, ruling: Ruling) -> str:
     at = f"the nearest stored question, at {nearest.similarity:.3f},"
-    if reason is Reason.BELOW_THRESHOLD and ruling.limits is not None:
-        return f"{at} is too far away: below {ruling.threshold:.3g} none is weighed"
+    if reason is Reason.BELOW_THRESHOLD and ruling.limits is not None and nearest.similarity < ruling.floor:
+        return f"{at} is too far away: below {ruling.floor:.3g} none is weighed"
     if reason is Reason.BELOW_THRESHOLD:
         return f"{at} is below the threshold of {ruling.threshold:.3g}"
     if nearest.is_near_enough and nearest.vetoes and reason in {word.reason for word in nearest.vetoes}:
