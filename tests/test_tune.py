@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import random
@@ -470,3 +471,59 @@ def test_each_command_has_an_example(command: str) -> None:
     done = tune(command, "--help")
     assert done.exit_code == 0
     assert f"Examples:\n    semcache tune {command}" in done.output
+
+
+SAID = (
+    "You find it on the first page, below your name.",
+    "Open the settings, choose what you want to have changed, and confirm it with your password.",
+    "It is with our partners now, who will write to you as soon as there is any news from the depot.",
+)
+
+
+async def shadowed(path: Path) -> Path:
+    """A configuration whose store has seen a stream in shadow mode."""
+    settings = path / "c.yaml"
+    settings.write_text(f"cache: {{store: 'sqlite:{path}/s.db'}}\nmatch: {{mode: shadow, personal: serve}}\n")
+    async with Cache(settings) as cache:
+        for text, named in stream_rows(80):
+
+            async def fetch(_: str, named: str = named) -> str:
+                frame, _, topic = named.partition(" ")
+                return f"About the {topic}. {SAID[int(frame) % 3]}"
+
+            await cache.ask(text, fetch=fetch)
+            await cache.settle()
+    return settings
+
+
+async def test_evidence_of_shadow_mode_gets_a_report(tmp_path: Path, prepared_model: PreparedModel) -> None:
+    settings = await shadowed(tmp_path)
+    done = await asyncio.to_thread(tune, "evidence", "-c", settings, "--json", tmp_path / "t.json")
+    assert done.exit_code == 0, done.output
+    assert "Compared on shadow" in done.output
+    (study,) = json.loads((tmp_path / "t.json").read_text())["studies"]
+    assert study["kind"] == "evidence"
+    loosest = study["curves"]["+ guards"]["points"][-1]
+    assert 0 < loosest["by_meaning"] <= loosest["of"] == study["requests"] <= 80
+    assert study["recommendation"]["strategy"] is None
+    assert study["recommendation"]["more"] > 0
+    done = await asyncio.to_thread(tune, "evidence", "-c", settings, "--route", "1")
+    assert done.exit_code == 2
+
+
+async def test_what_was_labelled_at_the_terminal_can_be_tuned_with(
+    tmp_path: Path, prepared_model: PreparedModel
+) -> None:
+    settings, file = await shadowed(tmp_path), tmp_path / "labels.jsonl"
+
+    def typed(keys: str) -> Any:
+        command = ["tune", "label", str(file), "-c", str(settings), "--near", "0.7"]
+        return CliRunner().invoke(main, command, input="\n".join(keys) + "\n")
+
+    done = await asyncio.to_thread(typed, "aynyq")
+    assert done.exit_code == 0, done.output
+    assert "About the" in done.output
+    assert "2 with the same answer, 1 with another" in done.output
+    done = await asyncio.to_thread(tune, "run", file)
+    assert done.exit_code == 0, done.output
+    assert "labels: 3 pairs" in done.output
