@@ -353,6 +353,15 @@ class Config(_Section):
         return {**raw, "routes": routes}
 
     @model_validator(mode="after")
+    def _one_judge(self) -> Config:
+        """Its words become evidence, and evidence of two judges cannot be compared."""
+        files = {route.match.judge_weights for route in self.routes if route.match.judge is not None}
+        files |= {route.match.judge_weights for route in self.routes if route.match.max_error is not None}
+        if len(files) > 1:
+            raise ValueError("match.judge_weights: routes name different files; one judge serves all of them")
+        return self
+
+    @model_validator(mode="after")
     def _pools_exist(self) -> Config:
         for number, route in enumerate(self.routes):
             for name in route.pools:

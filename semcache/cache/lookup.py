@@ -72,7 +72,13 @@ class Judge(Protocol):
     def stamp(self) -> str: ...
 
     def judge(
-        self, asked: str, vector: Vector, stored: Sequence[str], vectors: NDArray[np.float32]
+        self,
+        asked: str,
+        vector: Vector,
+        stored: Sequence[str],
+        vectors: NDArray[np.float32],
+        *,
+        guards_passed: bool = False,
     ) -> NDArray[np.float32]:
         """For each stored question the probability, shape (n,), that its answer serves. `vectors`: shape (n, d)."""
 
@@ -83,7 +89,13 @@ class NoJudge:
     stamp = "none"
 
     def judge(
-        self, asked: str, vector: Vector, stored: Sequence[str], vectors: NDArray[np.float32]
+        self,
+        asked: str,
+        vector: Vector,
+        stored: Sequence[str],
+        vectors: NDArray[np.float32],
+        *,
+        guards_passed: bool = False,
     ) -> NDArray[np.float32]:
         return np.full(len(stored), 0.5, np.float32)
 
@@ -248,7 +260,7 @@ class Lookup:
                 continue
             if match.tier is Tier.EXACT:
                 return Finding(match)
-            features = self.weigh(asked, candidate, entry, near)
+            features = self.weigh(asked, candidate, entry, near, guards_passed=ruling.asks_all_guards)
             group = group_of(entry.scope)
             decision = self._decide(group, features[1:], ruling.limits)
             if decision.reason is None and (objection := await self._rerank(asked, candidate, entry, ruling, begun)):
@@ -282,7 +294,13 @@ class Lookup:
         return None if score >= how.least else Reason.RERANKER
 
     def weigh(
-        self, asked: Asked, candidate: Candidate, entry: Entry, near: Sequence[tuple[Candidate, Entry]]
+        self,
+        asked: Asked,
+        candidate: Candidate,
+        entry: Entry,
+        near: Sequence[tuple[Candidate, Entry]],
+        *,
+        guards_passed: bool = False,
     ) -> tuple[float, ...]:
         """What speaks for a candidate, one of `near`: the mark of its kind, then the features of witnesses.py."""
         kin = self.bound.kin
@@ -290,7 +308,7 @@ class Lookup:
         features = read_witnesses(
             Neighbour(candidate.similarity, kin.name(entry)),
             around,
-            self.judge_odds(asked, entry),
+            self.judge_odds(asked, entry, guards_passed=guards_passed),
             self.bound.record(entry.key.exact),
             entry.age_s(self._clock()),
         )
@@ -300,11 +318,17 @@ class Lookup:
     def has_judge(self) -> bool:
         return not isinstance(self._judge, NoJudge)
 
-    def judge_odds(self, asked: Asked, entry: Entry) -> float:
-        """The pair judge's log-odds that the stored answer serves."""
+    def judge_odds(self, asked: Asked, entry: Entry, *, guards_passed: bool = False) -> float:
+        """The pair judge's log-odds that the stored answer serves. `guards_passed`: every guard there is was asked."""
         if entry.question is None or entry.vector is None:
             return 0.0
-        (probability,) = self._judge.judge(asked.question, asked.vector, [entry.question], entry.vector[np.newaxis])
+        (probability,) = self._judge.judge(
+            asked.question,
+            asked.vector,
+            [entry.question],
+            entry.vector[np.newaxis],
+            guards_passed=guards_passed,
+        )
         return log_odds(float(probability))
 
     def find_objection(self, asked: Asked, candidate: Candidate, entry: Entry, ruling: Ruling) -> Reason | None:
@@ -320,8 +344,9 @@ class Lookup:
             return objection
         if ruling.min_uses != 1 and not may_be_given(entry, ruling):
             return Reason.UNPROVEN
-        if ruling.judge is not None and not is_equal and self.judge_odds(asked, entry) < log_odds(ruling.judge):
-            return Reason.JUDGE
+        if ruling.judge is not None and not is_equal:
+            odds = self.judge_odds(asked, entry, guards_passed=ruling.asks_all_guards)
+            return Reason.JUDGE if odds < log_odds(ruling.judge) else None
         return None
 
     async def standing(self, key: Key) -> Entry | None:

@@ -17,6 +17,7 @@ import http_sf
 from semcache.cache.agent_loop import is_agent_step
 from semcache.cache.bound import Limits
 from semcache.cache.conversation import loses_its_meaning
+from semcache.cache.guards import GUARDS
 from semcache.cache.personal import Personal, find_personal
 from semcache.cache.time_bound import is_time_bound
 from semcache.cache.witnesses import WITNESSES
@@ -81,6 +82,10 @@ class Ruling:
     judge: float | None = None  # the least probability that the pair judge must give; None: it is not asked
     limits: Limits | None = None  # set: the error bound decides, in the place of the threshold
     rerank: Rerank | None = None  # set: a cross-encoder has the last word on candidates in its band
+
+    @property
+    def asks_all_guards(self) -> bool:
+        return len(self.guards) == len(GUARDS)
 
     @property
     def floor(self) -> float:
