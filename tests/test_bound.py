@@ -246,7 +246,7 @@ async def test_no_more_than_its_share_of_hits_is_explored(explore: float, distan
         assert {each.occasion for each in explored} == {Occasion.EXPLORE if distance == "near" else Occasion.AUDIT}
     count = bound.stats()
     assert count["served"] == 10_000 - len(explored)
-    assert count.get("explored", 0) + count.get("audited", 0) == len(explored)
+    assert count["explored"] + count["audited"] == len(explored)
 
 
 async def test_money_ends_exploring_until_the_next_day() -> None:

@@ -56,6 +56,7 @@ RECORDS = 50_000  # entries
 STEP = 0.005  # how fast explored hits move what the cut aims at
 LOWEST_AIM = 0.25  # of max_error
 DAY_S = 86400
+_COUNTED = ("served", "explored", "audited", "below_cut", "without_evidence", "unsound", "fits", "faults")
 _FARTHEST = 1e6  # no feature is further from zero: what is, was damaged
 RECALL_ROWS = 100  # observations taken up at once: two milliseconds of the event loop
 RECALL_FIT = 2000  # ... and so many between two fits meanwhile
@@ -361,6 +362,7 @@ class Bound:
     def stats(self) -> dict[str, float]:
         cuts = [(bound, cut) for bound, cut in self._everywhere.cuts.items() if cut is not None]
         return {
+            **dict.fromkeys(_COUNTED, 0),
             **self._count,
             "groups": len(self._groups),
             "observations": len(self._everywhere.pairs),
