@@ -17,7 +17,8 @@ from semcache.errors import CacheFault, ClientError
 from semcache.types import Effect, Feedback, Outcome, Said, Tenant
 from semcache.wire import strict_json
 
-PATH = "/semcache/feedback"
+# Below /v1, too: an SDK posts below its base URL, and passed on as any other path there it would be lost upstream.
+PATHS = ("/semcache/feedback", "/v1/semcache/feedback")
 MAX_BODY = 4096  # bytes: two ids and a word
 REMEMBERED = 10_000  # hits, some 2.6 MB; at 100 hits a second those of the last two minutes
 _FIELDS = ("entry", "request", "verdict")

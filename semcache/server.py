@@ -90,7 +90,7 @@ class Server:
             self._observer.observe(outcome, outcome.question)
 
     async def _answer(self, request: web.BaseRequest, path: str, outcome: Outcome) -> web.StreamResponse:
-        if path == feedback.PATH:
+        if path in feedback.PATHS:
             return await self._take_feedback(request, outcome)
         address = wire.find_address(request.raw_path) if request.method == "POST" else None
         if address is None and not wire.is_model_path(path):

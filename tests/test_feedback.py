@@ -83,6 +83,15 @@ async def test_a_hit_called_wrong_is_fetched_next_time_and_its_own_answer_served
     assert proxy.backend.requests == 2
 
 
+async def test_a_client_may_send_its_word_through_its_base_url(proxy: Proxy) -> None:
+    await proxy.ask(STORED)
+    reply = await semantic_hit(proxy, NEARER)
+    async with openai.AsyncOpenAI(base_url=proxy.url, api_key="sk-test", max_retries=0) as client:
+        answer: Any = await client.post("/semcache/feedback", body=about(reply), cast_to=object)
+    assert answer == {**about(reply), "effect": "quarantined"}
+    assert (await proxy.ask(NEARER)).detail == "feedback"
+
+
 async def test_others_still_get_the_entry_after_one_wrong(proxy: Proxy) -> None:
     await proxy.ask(STORED)
     await call_wrong(proxy, await semantic_hit(proxy, NEAR), "quarantined")
