@@ -10,8 +10,17 @@ WORDS = "how do i reset my password where is parcel the pay cancel order turn on
 
 def small_cross_encoder(folder: Path) -> Path:
     """A cross-encoder as sentence-transformers keeps it; its vocabulary is some words and all letters."""
+    return _write(folder, "BertForSequenceClassification")
+
+
+def small_embedder(folder: Path) -> Path:
+    return _write(folder, "BertModel")
+
+
+def _write(folder: Path, kind: str) -> Path:
     import torch
-    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+    import transformers
+    from transformers import BertConfig, BertTokenizerFast
 
     letters = [chr(code) for code in range(33, 127)]
     marks = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -29,6 +38,6 @@ def small_cross_encoder(folder: Path) -> Path:
         initializer_range=0.3,
         num_labels=1,
     )
-    BertForSequenceClassification(shape).save_pretrained(folder)
+    getattr(transformers, kind)(shape).save_pretrained(folder)
     BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=WINDOW).save_pretrained(folder)
     return folder

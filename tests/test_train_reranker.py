@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import random
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,12 @@ from click.testing import CliRunner
 from rich.progress import Progress
 
 from semcache.cache import model
+from semcache.cache.reranker_engines import OnnxPairs
 from semcache.tuning import train_reranker
 from semcache.tuning.figures import measure
 from semcache.tuning.labelled import LabelledPairs, Pair, Vectors
 from semcache.tuning.train_reranker import choose, even_share, generate, read_sources, score
-from tests.networks import small_cross_encoder
+from tests.networks import small_cross_encoder, small_embedder
 
 SLOW = pytest.mark.timeout(240)  # loading torch takes some seconds, and many on a busy machine
 
@@ -101,6 +104,32 @@ def score_all(folder: Path, examples: list[Pair]) -> np.ndarray:
     from sentence_transformers import CrossEncoder
 
     return np.array(CrossEncoder(str(folder)).predict([(each.asked, each.stored) for each in examples]))
+
+
+@SLOW
+def test_what_is_made_of_an_embedder_begins_with_its_cosine_and_is_served_as_it_was_trained(tmp_path: Path) -> None:
+    from semcache.cache.pair_network import SCALE, ZERO
+    from semcache.cache.reranker_export import export
+    from semcache.tuning.reranker_network import Plan, train
+
+    (tmp_path / "start").mkdir()
+    start = small_embedder(tmp_path / "start")
+    train(start, [Pair("pay", "where", False, 0.9)], Plan(minutes=1e-9), tmp_path / "new", print)
+    equal, other = [Pair(text, text, True, 1.0) for text in ("how do i pay", "off")], Pair("on", "parcel", False, 0.1)
+    *same, different = score_all(tmp_path / "new", [*equal, other])
+    assert same == pytest.approx([1 / (1 + math.exp(-SCALE * (1 - ZERO)))] * 2, abs=0.05)
+    assert different < min(same)
+
+    target = tmp_path / "prepared"
+    target.mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns about itself
+        manifest = export(tmp_path / "new", target, "new", "0" * 64)
+    assert manifest.precision in ("int8", "int7", "fp32")
+    assert manifest.window == Plan().window
+    engine = OnnxPairs(manifest, np.load(target / model.PROBES), target / model.MODEL, target / model.TOKENIZER)
+    engine.open()
+    assert [engine.score("off", "off"), engine.score("on", "parcel")] == pytest.approx([same[1], different], abs=0.1)
 
 
 @SLOW

@@ -167,6 +167,8 @@ class TorchPairs:
         try:
             import torch
             from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+            import semcache.cache.pair_network  # noqa: F401  # makes our own kind known to transformers
         except ImportError as exc:
             raise StartError(f"match.reranker: {self._name} needs torch; pip install semcache-proxy") from exc
         source = str(model.locate(self._name))

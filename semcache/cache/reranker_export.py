@@ -65,6 +65,8 @@ def export(source: Path, target: Path, name: str, weights: str, precision: str =
     """Fill the folder `target`. `precision`: "auto", "fp32", "torch" or one of PRECISIONS. Raises StartError."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer  # importing takes seconds
 
+    import semcache.cache.pair_network  # noqa: F401  # makes our own kind known to transformers
+
     _say(0.10, "loading the original")
     config = _read_config(name, source)
     fast: Any = AutoTokenizer.from_pretrained(str(source))

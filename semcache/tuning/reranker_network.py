@@ -9,6 +9,7 @@ Importing this takes seconds, for torch.
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import time
@@ -19,8 +20,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, BertForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from semcache.cache.pair_network import PairForSequenceClassification
 from semcache.tuning.labelled import Pair
 
 WARM_UP = 0.06  # share of the training in which the rate rises
@@ -33,7 +35,8 @@ SORTED = 64  # batches are made of so many batches' pairs, sorted by length; all
 class Plan:
     """The rate falls with the share of pairs or of minutes that is over, whichever is more, so both ends are smooth."""
 
-    rate: float = 8e-5
+    rate: float = 3e-5
+    head_rate: float = 20.0  # times the rate, for what is new
     batch: int = 32
     minutes: float = math.inf
     window: int = 96  # tokens of a pair with its three marks; longer pairs are left out
@@ -62,7 +65,7 @@ def train(source: Path, examples: Sequence[Pair], plan: Plan, target: Path, say:
     """
     torch.manual_seed(plan.seed)
     tokenizer: Any = AutoTokenizer.from_pretrained(source, model_max_length=plan.window)
-    network: Any = BertForSequenceClassification.from_pretrained(source, num_labels=1)
+    network: Any = begin(source)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network.to(device).train()
     # Half precision where the processor multiplies in it, which doubles the speed; elsewhere it is only emulated.
@@ -76,7 +79,7 @@ def train(source: Path, examples: Sequence[Pair], plan: Plan, target: Path, say:
         if over > 1:
             break
         for group in optimiser.param_groups:
-            group["lr"] = plan.rate * min(over / WARM_UP, (1 - over) / (1 - WARM_UP))
+            group["lr"] = group["rate"] * min(over / WARM_UP, (1 - over) / (1 - WARM_UP))
         features, labels = collate(chosen, tokenizer, device)
         with torch.autocast(device, torch.bfloat16, enabled=halves):
             logits = network(**features).logits[:, 0]
@@ -96,12 +99,25 @@ def train(source: Path, examples: Sequence[Pair], plan: Plan, target: Path, say:
     return seen
 
 
+def begin(source: Path) -> Any:
+    """A cross-encoder is gone on with; of an embedder one is made."""
+    kinds = json.loads((source / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
+    if kinds[0].endswith("ForSequenceClassification"):
+        return AutoModelForSequenceClassification.from_pretrained(source)
+    return PairForSequenceClassification.begin(source)
+
+
 def _optimiser(network: Any, plan: Plan) -> Any:
-    """Biases and the scales of norms are not pulled towards zero."""
-    weights = [each for each in network.parameters() if each.ndim > 1]
-    others = [each for each in network.parameters() if each.ndim <= 1]
-    groups = [{"params": weights, "weight_decay": plan.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=plan.rate, fused=True)
+    """What the embedder brought learns slowly: it knows more than the pairs show. Biases and norms do not decay."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, each in network.named_parameters():
+        rate = plan.rate if name.startswith(network.base_model_prefix) else plan.head_rate * plan.rate
+        groups.setdefault((rate, plan.weight_decay if each.ndim > 1 else 0.0), []).append(each)
+    return torch.optim.AdamW(
+        [{"params": some, "rate": rate, "weight_decay": decay} for (rate, decay), some in groups.items()],
+        lr=plan.rate,
+        fused=True,
+    )
 
 
 def batches(examples: Sequence[Pair], tokenizer: Any, plan: Plan) -> Iterator[list[Tokens]]:
