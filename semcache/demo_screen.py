@@ -14,10 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from semcache.demo_asking import USD_PER_MTOK_IN, USD_PER_MTOK_OUT, Reply, Tally
-from semcache.types import Tier, Verdict
+from semcache.types import Reason, Tier, Verdict
 from semcache.verdicts import Seen
 
 SHOWN_ROWS = 14
+# Reasons of a question's own why only its equal is answered.
+_WORD_FOR_WORD = frozenset({Reason.PERSONAL, Reason.FOLLOW_UP, Reason.TIME_BOUND})
 _STYLES = {
     Verdict.HIT: "green",
     Verdict.STALE: "yellow",
@@ -119,6 +121,9 @@ def summarize(tally: Tally, console: Console) -> None:
     if vetoes:
         vetoed = ", ".join(f"{name} {count}" for name, count in vetoes.most_common())
         facts.append(("near, but vetoed", vetoed))
+    held = Counter(r.seen.detail for r in tally.replies if r.seen.detail in _WORD_FOR_WORD)
+    if held:
+        facts.append(("only word for word", ", ".join(f"{name} {count}" for name, count in held.most_common())))
     if tally.failures:
         facts.append(("failed", ", ".join(f"{name} {count}" for name, count in tally.failures.items())))
     grid = Table.grid(padding=(0, 2))

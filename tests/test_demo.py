@@ -13,6 +13,8 @@ from openai import AsyncOpenAI
 from rich.console import Console
 from rich.live import Live
 
+from semcache.cache.personal import find_personal
+from semcache.cache.time_bound import is_time_bound
 from semcache.children import Child, start_simulator
 from semcache.demo_asking import Caller, Question, Tally, ask_all, write_script
 from semcache.demo_questions import Group, load_groups
@@ -22,6 +24,7 @@ from semcache.simulate import Simulator
 from semcache.types import Tier, Verdict
 from semcache.verdicts import read_verdict
 from tests.careless_cache import CarelessCache
+from tests.harness import running_proxy
 
 PRICE = Group("price", "topic", "price", ("What is the price?", "what is the price"))
 ORDER_1 = Group("order/1", "template", "order", ("Where is order 1?",))
@@ -88,6 +91,25 @@ async def test_the_summary_shows_false_hits_with_both_questions(client: AsyncOpe
     assert "50.0% of 2 requests" in shown
     assert "asked   Where is order 2?" in shown
     assert "got the answer to   Where is order 1?" in shown
+
+
+async def test_questions_that_only_their_equals_answer_are_counted_by_reason(tmp_path: Path) -> None:
+    asked = ("Where is my order 48213?", "And what does it weigh?", "What are your shop hours?")
+    group = Group("any", "topic", "any", asked)
+    script = [Question(text, group, stream=False) for text in asked]
+    async with running_proxy(tmp_path) as proxy, AsyncOpenAI(base_url=proxy.url, api_key="demo") as sdk:
+        tally = await ask_all(Caller(sdk, script), script, Lines(Console(file=io.StringIO())), callers=1)
+    out = io.StringIO()
+    summarize(tally, Console(file=out, width=120))
+    assert "personal 1, follow-up 1" in out.getvalue()
+
+
+def test_what_should_be_a_hit_is_nobodys_own_and_not_about_now() -> None:
+    """Else the demo would show misses for its best pairs; orders and follow-ups are there to show just that."""
+    apart = {"order-status", "order-cancel-number"}
+    common = [group for group in load_groups() if group.family not in apart and group.kind != "follow-up"]
+    wordings = [text for group in common for text in group.wordings]
+    assert [text for text in wordings if find_personal(text) or is_time_bound(text)] == []
 
 
 async def test_a_question_that_fails_is_counted_and_the_rest_goes_on() -> None:
