@@ -143,6 +143,14 @@ def test_a_training_that_runs_out_of_minutes_leaves_a_usable_model(tmp_path: Pat
     assert len(score_all(tmp_path / "trained", examples[:2])) == 2
 
 
+def test_too_few_pairs_are_told_before_anything_is_trained(tmp_path: Path) -> None:
+    (tmp_path / "pairs_shop.jsonl").write_text('{"a": "one", "b": "two", "duplicate": 1}')
+    result = CliRunner().invoke(train_reranker.train_reranker, [str(tmp_path), "--out", str(tmp_path / "new")])
+    assert result.exit_code == 1
+    assert "500 are needed" in result.output
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_folder_without_labelled_files_is_named(tmp_path: Path) -> None:
     (tmp_path / "stream_shop.jsonl").write_text('{"question": "where is it?"}')
     result = CliRunner().invoke(train_reranker.train_reranker, [str(tmp_path), "--out", str(tmp_path / "new")])

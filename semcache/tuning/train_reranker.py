@@ -36,6 +36,7 @@ DRAWING = Drawing(neighbours=4, same=4, different=4, across=1)
 MEASURED = 3000  # pairs of a source; the int8 model scores some 300 a second on a core
 VARIED = 1500  # questions of each source that variants are made of
 FILES = ("pairs_*", "stream_*")
+LEAST_PAIRS = 500  # fewer move nothing but the head
 
 
 @click.command(name="train-reranker", context_settings={"help_option_names": ["-h", "--help"]})
@@ -44,7 +45,7 @@ FILES = ("pairs_*", "stream_*")
 @click.option("--only", multiple=True, metavar="NAME", help="Train on this file, such as stream_shop; * allowed.")
 @click.option("--hold-out", multiple=True, metavar="NAME", help="Measure on this file, and do not train on it.")
 @click.option("--start", metavar="FOLDER", help="Go on from this cross-encoder instead of the shipped embedder.")
-@click.option("--pairs", type=click.IntRange(100), default=40_000, show_default=True, help="To train on.")
+@click.option("--pairs", type=click.IntRange(LEAST_PAIRS), default=40_000, show_default=True, help="To train on.")
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="To train for, at most.")
 @click.option("--rate", type=float, default=3e-5, show_default=True, help="Largest learning rate.")
 @click.option("--threads", type=click.IntRange(1), help="Of the training; all cores by default.")
@@ -68,7 +69,7 @@ def train_reranker(
     """Train a cross-encoder on the labelled files in DATA, and prepare it for match.reranker.
 
     Read are files named pairs_NAME with "a", "b" and "duplicate" in each line, and stream_NAME with "text" and "class".
-    Forty thousand pairs take about ten minutes on two idle cores, and a minute on a GPU.
+    Forty thousand pairs take about ten minutes on two idle cores. Half of the pairs are such that one answer serves both.
     """
     console = Console(stderr=True)
     try:
@@ -76,6 +77,11 @@ def train_reranker(
             embedding = Embedding(lambda: engines.build(config.Embedder()), vectors, progress)
             learned, held = read_sources(data, only, hold_out, embedding.embed)
         examples = choose({**learned, "generated": generate(learned, seed)}, pairs, seed)
+        if len(examples) < LEAST_PAIRS:
+            raise ConfigError(
+                f"{data}: has {len(examples)} pairs to train on, of those with a cosine of {NEAR} or more and as many "
+                f"the same as not; {LEAST_PAIRS} are needed"
+            )
         console.print(f"{len(examples):,} pairs of {', '.join(learned)}")
         seen = fit(start, examples, out, rate, minutes, threads, seed, console.print)
         prepared = reranker_engines.prepare(str(out), progress=console.print)
@@ -160,9 +166,12 @@ def fit(
     say: Callable[[str], None],
 ) -> int:
     import torch
+    from transformers.utils import logging
 
     from semcache.tuning.reranker_network import Plan, train
 
+    logging.set_verbosity_error()  # it tells what is new in our network, at length
+    logging.disable_progress_bar()
     if threads is not None:
         torch.set_num_threads(threads)
     source = model.locate(start or model.DEFAULT)
@@ -193,6 +202,8 @@ def show(figures: Mapping[str, tuple[int, Figures, Figures]], console: Console) 
         table.add_column(heading, justify="left" if heading in ("source", "by") else "right")
     for name, (number, cosine, reranker) in figures.items():
         for by, (area, recalls) in (("cosine", cosine), ("reranker", reranker)):
-            table.add_row(name, f"{number:,}", by, *(f"{each:.3f}" for each in (area, *recalls)))
+            table.add_row(
+                name, f"{number:,}", by, *("-" if math.isnan(each) else f"{each:.3f}" for each in (area, *recalls))
+            )
         table.add_section()
     console.print(table)
