@@ -65,32 +65,37 @@ def recommend(curves: Mapping[str, Sequence[Point]], target: float) -> Recommend
 
     `curves`: strictest setting first.
     """
-    chosen = []
-    for name, points in curves.items():
-        last = _loosest(points, 0, target)
-        if last is not None:
-            chosen.append((points[last].halves[0].gained, name, last))
-    for _, name, last in sorted(chosen, reverse=True)[:TRIES]:
-        passed = _loosest(curves[name][: last + 1], 1, target)
+    chosen = [
+        (points[found[-1]].halves[0].gained, name, found)
+        for name, points in curves.items()
+        if (found := _choose(points, target))
+    ]
+    for _, name, places in sorted(chosen, reverse=True)[:TRIES]:
+        passed = _test(curves[name], places, target)
         if passed is not None:
             point = curves[name][passed]
             return Recommendation(target, name, point.setting, point.halves[1])
     return _what_is_missing(curves, target)
 
 
-def _loosest(points: Sequence[Point], half: int, target: float) -> int | None:
-    """The place of the loosest setting that a half supports.
+def _choose(points: Sequence[Point], target: float) -> range:
+    """By the first half, the places from the setting it is surest of to the loosest that it supports; maybe none."""
+    uppers = [point.halves[0].interval[1] for point in points]
+    within = [place for place, upper in enumerate(uppers) if upper <= target]
+    if not within:
+        return range(0)
+    return range(min(within, key=uppers.__getitem__), within[-1] + 1)
 
-    Settings with enough evidence to pass are tested from the strictest down, up to the first that fails: trying all of
-    them and taking the best would be right less often than it says (fixed sequence testing, as in learn-then-test).
+
+def _test(points: Sequence[Point], places: range, target: float) -> int | None:
+    """The loosest of these that the second half supports.
+
+    They are tested in order, up to the first that fails: trying all and taking the best would be right less often than
+    it says (fixed sequence testing, as in learn-then-test). The order is the first half's, so it is no choice here.
     """
     found = None
-    least = needed(0.0, target)
-    for place, point in enumerate(points):
-        count = point.halves[half]
-        if count.seen < least:
-            continue
-        if count.interval[1] > target:
+    for place in places:
+        if points[place].halves[1].interval[1] > target:
             break
         found = place
     return found

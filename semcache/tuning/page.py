@@ -49,9 +49,13 @@ def _figure(caption: str, chart: str) -> str:
 
 def _curve(name: str, curve: Mapping[str, Any], study: Mapping[str, Any]) -> str:
     found = study["recommendation"]
-    heads = (curve["setting"], GAINED[study["kind"]], *_HEADS)
+    width = None if study["kind"] == "stream" else -2  # without shares of all hits and requests
+    heads = (curve["setting"], GAINED[study["kind"]], *_HEADS)[:width]
     rows = [
-        (point["setting"] == found["setting"] and name == found["strategy"], [f"{point['setting']:g}", *_cells(point)])
+        (
+            point["setting"] == found["setting"] and name == found["strategy"],
+            [f"{point['setting']:g}", *_cells(point)][:width],
+        )
         for point in curve["points"]
     ]
     return _table(f"{name}: every setting", heads, rows)

@@ -36,14 +36,16 @@ def show(report: Mapping[str, Any], console: Console) -> None:
 def _curve(name: str, curve: Mapping[str, Any], study: Mapping[str, Any]) -> Table:
     table = _table(name)
     table.add_column(curve["setting"], justify="right", no_wrap=True)
-    for head in (GAINED[study["kind"]], "by meaning", "false", "of them", "95 % interval", "of hits", "of requests"):
+    is_stream = study["kind"] == "stream"
+    heads = [GAINED[study["kind"]], "by meaning", "false", "of them", "95 % interval"]
+    for head in (*heads, "of hits", "of requests") if is_stream else heads:
         table.add_column(head, justify="right", no_wrap=True)
     chosen = study["recommendation"]
     for point in _some(curve["points"], chosen["setting"] if chosen["strategy"] == name else None):
         table.add_row(
             f"{point['setting']:.3f}".rstrip("0"),
             percent(point["hit_rate"]),
-            *_of_meaning(point),
+            *_of_meaning(point, is_stream),
             style="bold" if (chosen["strategy"], chosen["setting"]) == (name, point["setting"]) else "",
         )
     return table
@@ -67,13 +69,13 @@ def _bounds(bounds: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _of_meaning(count: Mapping[str, Any]) -> list[str]:
+def _of_meaning(count: Mapping[str, Any], of_all: bool = True) -> list[str]:
     rate = count["false_of_by_meaning"]
     low, high = (percent(each).removesuffix(" %") for each in rate["95%"])
     served = [f"{count['by_meaning']:,.0f}", f"{count['false']:,.0f}"]
     if not count["by_meaning"]:
-        return [*served, "", "", "", ""]
-    shares = [percent(count["false_of_hits"]), percent(count["false_of_requests"])]
+        return [*served, "", "", *[""] * 2 * of_all]
+    shares = [percent(count["false_of_hits"]), percent(count["false_of_requests"])] if of_all else []
     return [*served, percent(rate["value"]), f"{low} to {high} %", *shares]
 
 
