@@ -57,14 +57,14 @@ REFERENCE = Strategy("threshold", BARE, "threshold", THRESHOLDS)
 STRATEGIES = (
     Strategy("+ guards", CANNED, "threshold", THRESHOLDS),
     Strategy("+ guards + judge", {**CANNED, "threshold": FLOOR}, "judge", CHANCES),
-    Strategy("error bound", CANNED, "max_error", (0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07)),
+    Strategy("error bound", CANNED, "max_error", (0.005, 0.01, 0.02, 0.03, 0.05)),
 )
 # Milliseconds a pair, so on demand only.
 RERANKED = Strategy(
     "+ guards + reranker", {**CANNED, "reranker": "shipped", "reranker_deadline": 60}, "reranker_min", CHANCES[::3]
 )
 BOUNDED = Strategy("error bound", CANNED, "max_error", BOUNDS)
-JUDGED = frozenset({"judge", "max_error"})  # settings under which the pair judge is asked
+JUDGED = frozenset({"judge"})  # settings under which the pair judge is asked
 
 
 of_hits: Rate = attrgetter("false_of_hits")

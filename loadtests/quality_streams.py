@@ -68,10 +68,14 @@ def study_all(cases: Sequence[Case], plan: Plan, jobs: int) -> dict[str, Study]:
             about = 9 + 5 * len(plan.strategies) + (2 * plan.orders * len(BOUNDS) if plan.bounded else 0)
             task = progress.add_task(case.name, total=about)
 
+            made: dict[tuple[int, str], Run] = {}  # two tables ask for some of the same
+
             def make(case: Case, match: Settings) -> Run:
-                made = processes.submit(run, case, match).result()
+                wanted = (case.order, repr(sorted(match.items())))
+                if wanted not in made:
+                    made[wanted] = processes.submit(run, case, match).result()
                 progress.advance(task)
-                return made
+                return made[wanted]
 
             found = study(case, plan, make)
             progress.update(task, total=progress.tasks[task].completed)
