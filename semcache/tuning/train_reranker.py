@@ -69,7 +69,7 @@ def train_reranker(
     """Train a cross-encoder on the labelled files in DATA, and prepare it for match.reranker.
 
     Read are files named pairs_NAME with "a", "b" and "duplicate" in each line, and stream_NAME with "text" and "class".
-    Forty thousand pairs take about ten minutes on two idle cores. Half of the pairs are such that one answer serves both.
+    Forty thousand pairs take about ten minutes on two idle cores. Half of them share their answer.
     """
     console = Console(stderr=True)
     try:
