@@ -54,7 +54,7 @@ def _of_route(route: Route, config: Config) -> Iterator[str]:
 
 def _of_bound(match: Match, max_error: float) -> Iterator[str]:
     if match.mode == "shadow":
-        yield "match.max_error: serves nothing in mode shadow; it is the target of what `semcache shadow` recommends"
+        yield "match.max_error: serves nothing in mode shadow, and learns what it may serve when mode is serve again"
     elif match.explore == 0 or match.explore_usd == 0:
         name = "explore" if match.explore == 0 else "explore_usd"
         yield f"match.{name}: 0, so nobody sees when hits that once were right become wrong; 0.02 compares one in fifty"

@@ -123,6 +123,7 @@ def _route_report(
         "models": list(route.models),
         "mode": route.match.mode,
         "threshold": route.match.threshold,
+        "max_error": route.match.max_error,
         "guards": list(route.match.guards),
         "since": min(hours) * HOUR_S if hours else None,
         "until": (max(hours) + 1) * HOUR_S if hours else None,
@@ -136,8 +137,15 @@ def _route_report(
             "different_rate": _share(exact.different, exact.same + exact.different),
         },
         "curves": curves,
-        "recommendation": recommend(curves[Strategy.GUARDS.value], target),
+        "recommendation": _for(route, recommend(curves[Strategy.GUARDS.value], target)),
     }
+
+
+def _for(route: Route, found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Where an error bound is set, no threshold is asked: the lines to paste are those that let it decide."""
+    if route.match.max_error is None:
+        return found
+    return {**found, "yaml": f"match:\n  mode: serve\n  max_error: {route.match.max_error:g}"}
 
 
 def _is_once(key: ShadowKey) -> bool:

@@ -45,6 +45,10 @@ def _show_route(route: Mapping[str, Any], console: Console) -> None:
     for strategy, name in _NAMES.items():
         console.print(_table(name, route["curves"][strategy], route["recommendation"].get("threshold")))
     console.print(Text(recommended(route), "bold"))
+    if route["max_error"] is not None:
+        console.print(
+            "With max_error no threshold is asked: what was learned meanwhile decides, and `semcache explain` shows it."
+        )
     if lines := route["recommendation"].get("yaml"):
         console.print(lines, highlight=False)
     console.print()

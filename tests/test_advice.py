@@ -16,7 +16,7 @@ JUDGED = "answers_judge: {pool: far, model: m}"
         ("match: {mode: off, max_error: 0.01}", ["match.max_error", "mode is off"]),
         ("match: {max_error: 0.01, explore: 0}", ["match.explore", "compares one in fifty"]),
         ("match: {max_error: 0.01, explore_usd: 0}", ["match.explore_usd"]),
-        ("match: {max_error: 0.01, mode: shadow}", ["match.max_error", "semcache shadow"]),
+        ("match: {max_error: 0.01, mode: shadow}", ["match.max_error", "mode shadow", "learns"]),
         ("match: {max_error: 0.001}", ["match.max_error", "3,000 comparisons"]),
         ("match: {max_error: 0.01, judge: 0.9}", ["match.judge", "max_error"]),
         ("match: {max_error: 0.01, threshold: 0.95}", ["match.threshold: 0.95", "not asked"]),

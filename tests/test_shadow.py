@@ -157,6 +157,12 @@ def test_the_screen_says_what_to_set() -> None:
     assert "threshold: 0.95" in text
 
 
+def test_with_an_error_bound_no_threshold_is_to_be_pasted() -> None:
+    report = shadow_report(counts(), parse("match: {mode: shadow, max_error: 0.05}").routes)
+    assert only_route(report)["recommendation"]["yaml"] == "match:\n  mode: serve\n  max_error: 0.05"
+    assert "no threshold is asked" in shown(report)
+
+
 @pytest.mark.parametrize(
     "counted, says",
     [
