@@ -239,10 +239,10 @@ async def test_no_more_than_its_share_of_hits_is_explored(explore: float, distan
         strength = high + 1e-6
     decisions = [strong(bound, limits=Limits(0.01, explore), strength=strength) for _ in range(10_000)]
     explored = [each for each in decisions if each.reason is Reason.EXPLORING]
-    assert len(explored) <= 10_000 * explore + 1
+    assert len(explored) <= 10_000 * explore + 1  # and one that was saved up
     assert {each.reason for each in decisions} <= {None, Reason.EXPLORING}
     if explore:
-        assert len(explored) >= 10_000 * explore * 0.25
+        assert len(explored) >= 10_000 * explore * (0.9 if distance == "near" else 0.4)
         assert {each.occasion for each in explored} == {Occasion.EXPLORE if distance == "near" else Occasion.AUDIT}
     count = bound.stats()
     assert count["served"] == 10_000 - len(explored)

@@ -51,6 +51,7 @@ GROUP_PRECISION = 10.0  # of a group's prior, which is what everybody's evidence
 NEAR = 1.0  # log-odds above the cut: there a hit is explored more often
 NEAR_TIMES = 2.0  # ... by this factor, and further up by the next, of `match.explore`
 FAR_TIMES = 0.5
+CREDIT = 10.0  # explorations that may be saved up: with one, chance would leave a third of the share unused
 GROUPS = 200  # with evidence of their own; 0.45 MB each when full, 90 MB in all
 RECORDS = 50_000  # entries
 STEP = 0.005  # how fast explored hits move what the cut aims at
@@ -144,7 +145,7 @@ class Bound:
         self._groups: LRUCache[bytes, _Evidence] = LRUCache(GROUPS)
         self._records: LRUCache[bytes, Record] = LRUCache(RECORDS)
         self._bounds = set(bounds)  # every max_error that was asked for
-        self._credit = 1.0  # explorations that the share allows, saved up to one
+        self._credit = 1.0  # explorations that the share allows, saved up to a few
         self._spent_day, self._spent_usd = 0, 0.0
         self._fitting = asyncio.Lock()
         self._due = asyncio.Event()
@@ -180,7 +181,7 @@ class Bound:
         assert above_cut is not None
         is_near = above_cut < NEAR
         share = min(1.0, limits.explore * (NEAR_TIMES if is_near else FAR_TIMES))
-        self._credit = min(1.0, self._credit + limits.explore)
+        self._credit = min(CREDIT, self._credit + limits.explore)
         if self._credit >= 1.0 and self._chance() < share and self._may_spend(limits):
             self._credit -= 1.0
             self._count["explored" if is_near else "audited"] += 1
