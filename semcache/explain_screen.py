@@ -85,6 +85,8 @@ def _facts(report: Report) -> Table:
     ]
     if report["exact_only"]:
         rows.append(("exact tier only", f"{report['exact_only']}: {report['exact_only_because']}"))
+    if Reason.PERSONAL in (report["exact_only"], report["no_lookup"]):
+        rows.append(("user", report["user"] or "the request names none (--user ID asks for one)"))
     if report["no_lookup"]:
         rows.append(("no lookup", report["no_lookup"]))
     if report["items_stored"]:

@@ -177,6 +177,7 @@ class Explaining:
             "assumed": assumed,
             "question": None if question is None else without_secrets(question),
             "tenant": plan.tenant.id,
+            "user": plan.ask.user,
             "scope": asdict(plan.scope),
             "target": without_secrets(plan.ask.target),
             "context": [member._asdict() for member in context],

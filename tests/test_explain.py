@@ -546,6 +546,14 @@ async def test_the_command_says_what_speaks_against_a_candidate_beside_guards(de
     assert "objection" in text and "called wrong" in text and "1 question to compare with" in text
 
 
+async def test_the_command_says_for_whom_a_personal_question_is_asked(desk: Desk) -> None:
+    await desk.proxy.ask("What is my balance?", user="ann")
+    arguments = ("What is my balance?", "--key", "sk-test", "--model", "small", "--admin", desk.url.removesuffix(PATH))
+    assert "--user ID" in await asyncio.to_thread(command, *arguments)
+    text = await asyncio.to_thread(command, *arguments, "--user", "ann")
+    assert "This would be a HIT" in text and "--user ID" not in text
+
+
 async def test_a_question_that_the_error_bound_refuses_tells_what_is_missing(tmp_path: Path) -> None:
     settings = "match: {max_error: 0.05, guards: [numbers]}"
     async with running_proxy(tmp_path, settings) as proxy, aiohttp.ClientSession() as http:
