@@ -196,8 +196,8 @@ class Match(_Section):
     # The least probability, of the pair judge, that a stored answer serves; null: it is not asked.
     judge: Annotated[float, Field(ge=0, le=1)] | None = None
     judge_weights: str | None = None  # a file of `semcache tune train`; null: the weights that come with semcache
-    # A cross-encoder that reads both questions together, at milliseconds a pair: "shipped", or a sentence-transformers
-    # CrossEncoder by its hub name or folder. null: none. It is asked last, of what the guards let pass.
+    # A cross-encoder that reads both questions together, at milliseconds a pair: of `semcache tune train-reranker`, or
+    # any sentence-transformers CrossEncoder, by folder or hub name. null: none. Asked last, of what the guards let pass.
     reranker: str | None = Field(default=None, min_length=1)
     reranker_min: float = Field(default=0.9, ge=0, le=1)  # its least probability; other models want other values
     # Cosines in which its word counts instead of the threshold's: below the first nothing is a hit, from the second on

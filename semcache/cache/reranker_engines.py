@@ -83,7 +83,7 @@ def read_shipped(path: Path) -> tuple[Manifest, np.ndarray, Path, Path]:
     import onnxruntime
 
     if not path.exists():
-        raise StartError("match.reranker: this version ships none; name a sentence-transformers CrossEncoder instead")
+        raise StartError("match.reranker: this version ships none; make one with semcache tune train-reranker")
     try:
         about = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).get_modelmeta()
         raw: dict[str, Any] = json.loads(about.custom_metadata_map["semcache"])
