@@ -304,3 +304,46 @@ async def _label(
         return await ask(pairs())
     finally:
         await store.close()
+
+
+@tune.command(
+    epilog=_examples(
+        "semcache tune train labels.jsonl -o judge.npz",
+        "semcache tune train shop.jsonl.gz support.csv more/ -o judge.npz --leave-out support",
+    )
+)
+@click.argument("data", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=FILE, help="Write the weights here; without it they are only measured.")
+@click.option(
+    "--only", multiple=True, metavar="NAME", help="Of folders, these files, without their endings; * allowed."
+)
+@click.option("--leave-out", multiple=True, metavar="NAME", help="Do not learn from this file; * allowed.")
+@click.option("--seed", type=int, default=7, show_default=True, help="Of all that is drawn by chance.")
+@click.option("-c", "--config", "settings_file", type=FILE, help="Configuration: the embedder.")
+@click.option("--vectors", type=click.Path(file_okay=False, path_type=Path), help="Keep vectors in here.")
+@click.option("--json", "json_file", type=FILE, help="Write the figures here, too.")
+@_speaks_plainly
+def train(
+    data: tuple[Path, ...],
+    output: Path | None,
+    only: tuple[str, ...],
+    leave_out: tuple[str, ...],
+    seed: int,
+    settings_file: Path | None,
+    vectors: Path | None,
+    json_file: Path | None,
+) -> None:
+    """Train the pair judge's weights from labelled DATA, files or folders, as `semcache tune run` reads them.
+
+    Shown is how well it judges what it was not trained on: each file by all others, or, with fewer than three files,
+    parts of them. These figures choose what it looks at: cosine and guards, words too, or vectors too. To use the
+    weights, set match.judge_weights to the file and match.judge to the least probability of a hit.
+    """
+    from rich.console import Console
+
+    from semcache.tuning.train_screen import find_files, run_training
+
+    settings = config.load(settings_file)
+    files = find_files(data, only, leave_out)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    run_training(files, settings, _engine(settings), output, seed, vectors, json_file, console)
