@@ -197,7 +197,7 @@ class Match(_Section):
     judge: Annotated[float, Field(ge=0, le=1)] | None = None
     judge_weights: str | None = None  # a file of `semcache tune train`; null: the weights that come with semcache
     # A cross-encoder that reads both questions together, at milliseconds a pair: of `semcache tune train-reranker`, or
-    # any sentence-transformers CrossEncoder, by folder or hub name. null: none. Asked last, of what the guards let pass.
+    # any sentence-transformers CrossEncoder, by folder or hub name. null: none. Asked last, of what guards let pass.
     reranker: str | None = Field(default=None, min_length=1)
     reranker_min: float = Field(default=0.9, ge=0, le=1)  # its least probability; other models want other values
     # Cosines in which its word counts instead of the threshold's: below the first nothing is a hit, from the second on
