@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from ruamel.yaml import YAML
@@ -163,6 +163,7 @@ def test_the_reranker_is_asked_within_its_band_alone() -> None:
     assert reranked.floor(0.9) == 0.8
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 6), st.integers(0, 5))
 def test_neighbours_are_the_nearest_texts_that_came_before(rows: int, kept: int, seed: int) -> None:
     draw = np.random.default_rng(seed)
@@ -482,9 +483,9 @@ SAID = (
 
 async def shadowed(path: Path) -> Path:
     """A configuration whose store has seen a stream in shadow mode."""
-    settings = path / "c.yaml"
-    settings.write_text(f"cache: {{store: 'sqlite:{path}/s.db'}}\nmatch: {{mode: shadow, personal: serve}}\n")
-    async with Cache(settings) as cache:
+    file = path / "c.yaml"
+    file.write_text(f"cache: {{store: 'sqlite:{path}/s.db'}}\nmatch: {{mode: shadow, personal: serve}}\n")
+    async with Cache(file) as cache:
         for text, named in stream_rows(80):
 
             async def fetch(_: str, named: str = named) -> str:
@@ -493,7 +494,7 @@ async def shadowed(path: Path) -> Path:
 
             await cache.ask(text, fetch=fetch)
             await cache.settle()
-    return settings
+    return file
 
 
 async def test_evidence_of_shadow_mode_gets_a_report(tmp_path: Path, prepared_model: PreparedModel) -> None:

@@ -79,12 +79,15 @@ def recommend(curves: Mapping[str, Sequence[Point]], target: float) -> Recommend
 
 
 def _choose(points: Sequence[Point], target: float) -> range:
-    """By the first half, the places from the setting it is surest of to the loosest that it supports; maybe none."""
-    uppers = [point.halves[0].interval[1] for point in points]
-    within = [place for place, upper in enumerate(uppers) if upper <= target]
+    """By the first half, the places from the setting it is surest of to the loosest that was within the target.
+
+    That it was is enough, chance or not: what is left to chance here, the second half finds out.
+    """
+    first = [point.halves[0] for point in points]
+    within = [place for place, count in enumerate(first) if count.served and count.false_rate <= target]
     if not within:
         return range(0)
-    return range(min(within, key=uppers.__getitem__), within[-1] + 1)
+    return range(min(within, key=lambda place: first[place].interval[1]), within[-1] + 1)
 
 
 def _test(points: Sequence[Point], places: range, target: float) -> int | None:
@@ -110,7 +113,7 @@ def _what_is_missing(curves: Mapping[str, Sequence[Point]], target: float) -> Re
             if not count.served or count.false_rate > HOPELESS * target:
                 continue
             share = count.seen / count.of  # hits by meaning in a row
-            missing = 2 * needed(count.false_rate, target) - count.seen  # each half must prove it
+            missing = 2 * needed(count.false_rate, target) - count.seen  # half of them choose
             if best is None or missing / share < best[0]:
                 best = (missing / share, name, point, missing)
     if best is None:
@@ -121,7 +124,7 @@ def _what_is_missing(curves: Mapping[str, Sequence[Point]], target: float) -> Re
         _, name, point = min(served, key=lambda each: (each[0], -each[2].whole.served))
         return Recommendation(target, None, None, point.whole, best=(name, point.setting))
     _, name, point, missing = best
-    # Enough over all, and still one half failed: a tenth more at least.
+    # Enough over all, and still the second half failed: a tenth more at least.
     more = max(missing, 0.1 * point.whole.seen)
     return Recommendation(
         target,

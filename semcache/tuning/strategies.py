@@ -21,7 +21,7 @@ from semcache.types import Ask, Traits
 
 FLOOR = 0.70  # cosine below which nothing is looked at, where something else than the cosine decides
 THRESHOLDS = tuple(round(0.99 - 0.01 * step, 2) for step in range(30))
-CHANCES = (0.995, 0.99, 0.985, 0.98, 0.97, 0.96, 0.95, 0.94, 0.92, 0.9, 0.87, 0.84, 0.8, 0.75, 0.7, 0.6, 0.5)
+CHANCES = (0.995, 0.99, 0.98, 0.97, 0.96, 0.95, *(round(0.94 - 0.02 * step, 2) for step in range(36)))
 NEVER = -1.0  # the number of a candidate that no setting lets pass
 
 Name = Literal["threshold", "+ guards", "+ judge", "+ reranker"]
