@@ -17,7 +17,7 @@ SETTINGS = "match: {max_error: 0.05, explore: 0}"
 EXPLORING = "match: {max_error: 0.05, explore: 0.5}"
 NAMES = ["".join(each) for each in product("bdfgklmnprst", "aeiou", "vxzqj")]
 ANSWER = "Sixty metres, and it may be climbed."
-PROVEN = 110  # questions with one answer are enough to prove 5 %
+PROVEN = 160  # questions with one answer prove 5 %: 110 would, but the last 50 may not have called for a fit
 
 
 def question(number: int) -> str:
@@ -108,7 +108,7 @@ async def test_some_hits_are_explored_and_say_so(tmp_path: Path) -> None:
     async with running_proxy(tmp_path, EXPLORING) as proxy:
         await teach(proxy)
         before = await metrics(proxy)
-        replies = await teach(proxy, 200, start=PROVEN)
+        replies = await teach(proxy, 240, start=PROVEN)
         explored = [reply for reply in replies if reply.detail == "exploring"]
         assert explored and {reply.verdict for reply in explored} == {"miss"}
         assert len(explored) <= len(replies) / 2
@@ -197,7 +197,7 @@ routes:
 
 async def test_shadow_mode_gathers_evidence_and_explores_nothing(tmp_path: Path) -> None:
     async with running_proxy(tmp_path, "match: {mode: shadow, max_error: 0.05, explore: 0.5}") as proxy:
-        replies = await teach(proxy, 160)
+        replies = await teach(proxy)
         assert {reply.verdict for reply in replies} == {"miss"}
         stats = proxy.app.core.bound.stats()
         assert stats["bounds_held"] == 1

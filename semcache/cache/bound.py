@@ -385,8 +385,7 @@ def _learn(
     """On a thread: the weights, and for each bound the cut that keeps what is aimed at."""
     x, served, proposed = _apart(pairs)
     begin = prior if start is None else start
-    weights = calibration.fit(x, served, prior, precision, begin)
-    scores = calibration.cross_fit(x, served, prior, precision, begin)
+    scores, weights = calibration.cross_fit(x, served, prior, precision, begin)
     # The fit learns from every pair. The bound is about candidates that would be served, so only they set the cut.
     scores, wrong = scores[proposed], served[proposed] == 0
     passing = traffic.astype(np.float64) @ weights

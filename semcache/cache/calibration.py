@@ -56,14 +56,21 @@ def fit(x: Floats, y: Floats, prior: Floats, precision: float, start: Floats | N
     return weights
 
 
-def cross_fit(x: Floats, y: Floats, prior: Floats, precision: float, start: Floats) -> Floats:
-    """Scores (log-odds), shape (n,), each from a fit to the other folds. Every fourth observation is of one fold."""
+def cross_fit(x: Floats, y: Floats, prior: Floats, precision: float, start: Floats) -> tuple[Floats, Floats]:
+    """Scores (log-odds), shape (n,), each from a fit to the other folds, and the mean of the weights of these fits.
+
+    Every fourth observation is of one fold. The mean is for candidates to come: a fit to all observations is surer of
+    itself than those that the scores are from, and would lift candidates over a cut among these.
+    """
     scores = np.empty(len(y))
+    weights = np.zeros(x.shape[1])
     fold = np.arange(len(y)) % FOLDS
     for number in range(FOLDS):
         out = fold == number
-        scores[out] = x[out] @ fit(x[~out], y[~out], prior, precision, start)
-    return scores
+        fitted = fit(x[~out], y[~out], prior, precision, start)
+        scores[out] = x[out] @ fitted
+        weights += fitted / FOLDS
+    return scores, weights
 
 
 def choose_cut(scores: Floats, wrong: NDArray[np.bool_], traffic: Floats, max_error: float) -> Cut | None:
