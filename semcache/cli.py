@@ -106,7 +106,7 @@ def serve(file: Path | None, **options: Any) -> None:
 def check(file: Path) -> None:
     """Read a configuration file and say what is wrong with it, or how requests would be routed.
 
-    Certificates and rerankers that it names are looked for too: a proxy on this machine could not start without them.
+    Certificates, judge weights and rerankers that it names are looked for: a proxy here could not start without them.
     A note is no error: the file works, and does something that one might not expect.
     """
     from semcache.advice import advise
@@ -142,12 +142,15 @@ def _decided_by(match: config.Match) -> str:
 
 def _find_models(settings: Config) -> None:
     """What a start would look for. Raises StartError, with what to do."""
-    names = dict.fromkeys(route.match.reranker for route in settings.routes if route.match.reranker)
-    if not names:
-        return
-    from semcache.cache import reranker_engines
+    matches = [route.match for route in settings.routes]
+    asks_judge = [match for match in matches if match.judge is not None or match.max_error is not None]
+    for weights in dict.fromkeys(match.judge_weights for match in asks_judge if match.judge_weights):
+        from semcache.cache.judge import PairJudge
 
-    for name in names:
+        PairJudge.load(Path(weights))
+    for name in dict.fromkeys(match.reranker for match in matches if match.reranker):
+        from semcache.cache import reranker_engines
+
         reranker_engines.build(name)
 
 

@@ -61,6 +61,13 @@ def test_check_looks_for_the_reranker_that_a_start_would_need(tmp_path: Path) ->
     assert "semcache model prepare --reranker nobody/has-made-this" in text and "ok" not in text.split()
 
 
+def test_check_reads_the_weights_that_a_start_would_need(tmp_path: Path) -> None:
+    file = tmp_path / "semcache.yaml"
+    file.write_text(f"match: {{judge: 0.9, judge_weights: {tmp_path}/none.npz}}")
+    text = semcache("check", str(file), status=1)
+    assert "match.judge_weights" in text and "none.npz" in text and "ok" not in text.split()
+
+
 def test_check_reads_the_certificate_that_a_start_would_need(tmp_path: Path) -> None:
     file = tmp_path / "semcache.yaml"
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
