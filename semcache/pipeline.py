@@ -220,8 +220,8 @@ class Pipeline:
             return Finding(None, Reason.LEARNED)
         try:
             return await self._lookup.find(plan.ask, plan.key, ruling, outcome.phases_ms)
-        except CacheFault as fault:
-            self.faults[type(fault).__name__] += 1
+        except Exception as exc:
+            self._count_fault("a lookup", exc)
             return Finding(None, Reason.CACHE_FAULT)
 
     async def _look_up_items(self, plan: Plan, ruling: Ruling) -> tuple[list[Match | None], Reason | None]:
@@ -233,8 +233,8 @@ class Pipeline:
             return nothing, Reason.LEARNED
         try:
             findings = [await self._lookup.find_exact(item.key, ruling) for item in plan.items]
-        except CacheFault as fault:
-            self.faults[type(fault).__name__] += 1
+        except Exception as exc:
+            self._count_fault("a lookup", exc)
             return nothing, Reason.CACHE_FAULT
         reasons = [finding.reason for finding in findings if finding.match is None]
         return [finding.match for finding in findings], reasons[0] if reasons else None
@@ -407,7 +407,11 @@ class Pipeline:
             why_not = Unstorable.REFUSED
         if why_not is None:
             assert reading.answer is not None
-            why_not = await self._store_answer(plan, ruling, vector, recording, reading.answer, since_seq)
+            try:
+                why_not = await self._store_answer(plan, ruling, vector, recording, reading.answer, since_seq)
+            except Exception as exc:  # whoever asked gets the answer all the same
+                self._count_fault("storing an answer", exc)
+                why_not = Unstorable.STORE_FAULT
         recording.unstorable = why_not
         if why_not is None:
             self._learned.pop(plan.key.exact, None)
@@ -454,7 +458,7 @@ class Pipeline:
                 numbers = await asyncio.gather(*(self._store.put(entry, since_seq) for entry in some))
                 is_purged = is_purged or None in numbers
         except CacheFault as fault:  # what is stored already of a batch stays: each item is whole
-            self.faults[type(fault).__name__] += 1
+            self._count_fault("storing an answer", fault)
             return Unstorable.STORE_FAULT
         return Unstorable.PURGED if is_purged else Unstorable.INSERT_LIMIT if granted < wanted else None
 
@@ -514,6 +518,12 @@ class Pipeline:
             return await self._embedder.embed(ask.question or "", lambda vector: vector)
         except (TooLong, CacheFault):
             return None
+
+    def _count_fault(self, where: str, exc: Exception) -> None:
+        """No fault of the cache fails a request, whether somebody has foreseen it or not."""
+        self.faults[type(exc).__name__] += 1
+        if not isinstance(exc, CacheFault):
+            log.error("%s failed unexpectedly: %s", where, type(exc).__name__)
 
     def stats(self) -> dict[str, float]:
         return {
