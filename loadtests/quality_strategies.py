@@ -57,7 +57,7 @@ REFERENCE = Strategy("threshold", BARE, "threshold", THRESHOLDS)
 STRATEGIES = (
     Strategy("+ guards", CANNED, "threshold", THRESHOLDS),
     Strategy("+ guards + judge", {**CANNED, "threshold": FLOOR}, "judge", CHANCES),
-    Strategy("error bound", CANNED, "max_error", (0.005, 0.01, 0.02, 0.03, 0.05)),
+    Strategy("error bound, best", CANNED, "max_error", (0.005, 0.01, 0.02, 0.03, 0.05)),
 )
 # Milliseconds a pair, so on demand only.
 RERANKED = Strategy(

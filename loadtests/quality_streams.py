@@ -5,6 +5,9 @@ DATA is a folder with `stream_NAME.jsonl.gz`: `text` and `class` in each line, a
 (quality_strategies.py): a fixed similarity threshold alone, which is the measure for all others, that with each further
 part of the decision, and an error bound (match.max_error) on several orders of arrival after a warm-up.
 
+The judge is the one that comes with semcache, whose few weights are from these sources among others: a fair test of it
+is the table of pairs, or `--train`.
+
 Two rates, always both: false hits of hits, which is what a reader of cached answers suffers, and of requests.
 """
 
@@ -205,6 +208,7 @@ def show(studies: Mapping[str, Study], examples: int, console: Console) -> None:
 @click.option("--orders", type=click.IntRange(1), help=f"Orders of arrival for the error bound.  [default: {ORDERS}]")
 @click.option("--quick", is_flag=True, help=f"{QUICK_ROWS} rows and {QUICK_ORDERS} order: minutes.")
 @click.option("--set", "more", multiple=True, metavar="KEY=VALUE", help="Of match, but for the reference; repeatable.")
+@click.option("--train", is_flag=True, help="Train a judge without each stream first, some minutes each.")
 @click.option("--reranker", is_flag=True, help="With the cross-encoder, too: milliseconds a pair, so an hour or more.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write everything here too.")
 @click.option(
@@ -220,6 +224,7 @@ def main(
     quick: bool,
     more: tuple[str, ...],
     reranker: bool,
+    train: bool,
     json_path: Path | None,
     examples: int,
     jobs: int,
@@ -245,7 +250,7 @@ def main(
                 console.print(f"left out: {strategy.name}: {why}", highlight=False, markup=False)
             else:
                 known[strategy.name] = given
-        if any(strategy.swept in JUDGED for strategy in known.values()):
+        if train and any(strategy.swept in JUDGED for strategy in known.values()):
             cases = [train_without(case, console) for case in cases]
         bounded = known.pop(BOUNDED.name, None)
         studies = study_all(cases, Plan(list(known.values()), bounded, orders), jobs)
