@@ -21,8 +21,9 @@ from semcache.cache.bound import Bound
 from semcache.cache.embedder import Embedder
 from semcache.cache.explain import Explainer
 from semcache.cache.index import Index
+from semcache.cache.judge import PairJudge
 from semcache.cache.kinship import Kin
-from semcache.cache.lookup import Lookup, NoJudge
+from semcache.cache.lookup import Judge, Lookup, NoJudge
 from semcache.cache.store import open_store
 from semcache.cache.upkeep import Upkeep
 from semcache.config import Config
@@ -195,9 +196,18 @@ class Core:
             self.index.save_snapshot(self.store.id)
 
 
-def build_judge(config: Config, embedder: str) -> NoJudge:
-    """The pair judge, where a route asks it. Raises StartError for weights that cannot be read."""
-    return NoJudge()
+def build_judge(config: Config, embedder: str) -> Judge:
+    """The pair judge, where a route asks it. Raises StartError for weights that cannot be read.
+
+    An error bound asks only one that was trained for it: the one that comes with semcache knows no more of a pair than
+    its cosine and its guards, which the bound has anyhow.
+    """
+    matches = [route.match for route in config.routes]
+    asking = [match for match in matches if match.judge is not None or (match.max_error and match.judge_weights)]
+    if not asking:
+        return NoJudge()
+    weights = asking[0].judge_weights  # all have the same, says config.py
+    return PairJudge.load(None if weights is None else Path(weights), embedder)
 
 
 def snapshot_folder(config: Config) -> Path | None:

@@ -96,12 +96,13 @@ class Deliverer:
                 reply = self._pipeline.forward_instead(plan, asked, source, outcome)
         try:
             return await self._follow(plan, reply, outcome)
-        except UpstreamError:
-            if reply.instead is None:
+        except (UpstreamError, CacheFault) as error:
+            if reply.instead is not None:
+                played = self._pipeline.serve_after_all(plan, asked, reply.instead, source, outcome)
+                return await self._play(plan, played.match, asked, outcome)
+            if isinstance(error, UpstreamError):
                 raise
-            played = self._pipeline.serve_after_all(plan, asked, reply.instead, source, outcome)
-            return await self._play(plan, played.match, asked, outcome)
-        except CacheFault:  # what another's fetch brought is no answer to this request
+            # What another's fetch brought is no answer to this request.
             reply = self._pipeline.forward_alone(plan, asked, source, outcome)
             return await self._follow(plan, reply, outcome)
 

@@ -134,7 +134,7 @@ def _bench(common: dict[str, Any], bound_rows: int = 0) -> Iterator[Bench]:
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from semcache.core import build_judge
+    from semcache.cache.judge import PairJudge
     from semcache.inprocess import Cache
     from semcache.tuning.embedding import Embedding
     from semcache.tuning.studies import Bench
@@ -147,11 +147,11 @@ def _bench(common: dict[str, Any], bound_rows: int = 0) -> Iterator[Bench]:
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         embedding = Embedding(_engine(settings), common["vectors"], progress)
-        judge = build_judge(settings, embedding.stamp)
+        weights = route.match.judge_weights
         bench = Bench(
             route=route,
             embedding=embedding,
-            judge=None if judge.stamp == "none" else judge,
+            judge=PairJudge.load(None if weights is None else Path(weights), embedding.stamp),
             reranker=_reranker(common["reranker"] or route.match.reranker),
             open_cache=Cache,
             progress=progress,

@@ -193,8 +193,8 @@ _BARE = re.compile(
     r"|\b(?:that|this|these|those|another|other|different) ones?$|^which ones?(?: \S+){0,2}$"
     r"|\b(?:any|some|what|which|suggest|show|more|find|me) other \w+(?: available)?$"
     # "What is the address", of what? "What is the time" is no such question.
-    r"|^(?:and )?(?:what|what's|how much|where|where's|when|who|how)(?: is| are| was| were)? (?:the|its) (?:\w+"
-    r" )?(?:address|price|prices|cost|costs|fare|name|names|rating|phone|phone number|number|location|total|duration"
+    r"|^(?:and )?(?:what|what's|how much|where|where's|when|who|how)(?: is| are| was| were)? (?:the|its) "
+    r"(?:address|price|prices|cost|costs|fare|name|names|rating|phone|phone number|number|location|total|duration"
     r"|size|color|colour|difference|status|reason|deadline|author|director|cast|genre|answer|result|results|departure"
     r" time|venue|rent|fee|fees)$"
 )

@@ -250,6 +250,7 @@ class Lookup:
             if entry is not None:
                 near.append((candidate, entry))
         first: Reason | None = None
+        refused: list[Considered] = []
         for candidate, entry in near[: ruling.neighbours]:
             if candidate.similarity < ruling.threshold:  # a caller's: the others are witnesses
                 break
@@ -257,6 +258,8 @@ class Lookup:
             match = objection or self._match(entry, _tier(asked, entry), candidate.similarity, ruling)
             if isinstance(match, Reason):
                 first = first or match
+                if not ruling.may_serve:  # shadow mode counts what each of its voices refused
+                    refused.append(Considered(entry, candidate.similarity, match))
                 continue
             if match.tier is Tier.EXACT:
                 return Finding(match)
@@ -265,7 +268,8 @@ class Lookup:
             decision = self._decide(group, features[1:], ruling.limits)
             if decision.reason is None and (objection := await self._rerank(asked, candidate, entry, ruling, begun)):
                 decision = decision._replace(reason=objection)
-            considered = (Considered(entry, candidate.similarity, decision.reason, decision.probability, features),)
+            proposed = Considered(entry, candidate.similarity, decision.reason, decision.probability, features)
+            considered = (*refused, proposed)
             if decision.reason is None:
                 return Finding(match, considered=considered)
             return Finding(
@@ -276,7 +280,7 @@ class Lookup:
                 share=decision.share,
                 instead=match if decision.reason is Reason.EXPLORING else None,
             )
-        return Finding(None, first or Reason.BELOW_THRESHOLD)
+        return Finding(None, first or Reason.BELOW_THRESHOLD, considered=tuple(refused))
 
     async def _rerank(
         self, asked: Asked, candidate: Candidate, entry: Entry, ruling: Ruling, begun: float
@@ -346,7 +350,7 @@ class Lookup:
             return Reason.UNPROVEN
         if ruling.judge is not None and not is_equal:
             odds = self.judge_odds(asked, entry, guards_passed=ruling.asks_all_guards)
-            return Reason.JUDGE if odds < log_odds(ruling.judge) else None
+            return None if odds >= log_odds(ruling.judge) else Reason.JUDGE  # which NaN is not
         return None
 
     async def standing(self, key: Key) -> Entry | None:

@@ -149,7 +149,8 @@ def _threshold(match: Match) -> float:
 def _rerank(match: Match) -> Rerank | None:
     if match.reranker is None:
         return None
-    return Rerank(match.reranker, match.reranker_min, match.reranker_band[1], match.reranker_deadline)
+    sure_from = max(match.reranker_band[1], match.threshold)  # never less strict than without it
+    return Rerank(match.reranker, match.reranker_min, sure_from, match.reranker_deadline)
 
 
 def _limits(match: Match) -> Limits | None:
