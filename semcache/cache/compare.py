@@ -75,9 +75,9 @@ def compare_vectors(texts: Texts, similarity: float, cuts: Cuts) -> bool | None:
         return False
     if similarity < cuts.differ:
         return None if _contains(fresh, stored) else False
-    if similarity < cuts.alike or find_veto(fresh, stored, _NAMES if is_short else _DETAILS) is not None:
+    if find_veto(fresh, stored, _NAMES if is_short else _DETAILS) is not None:
         return None
-    return True
+    return True if similarity >= cuts.alike else None  # NaN is a doubt, too
 
 
 def pieces_of(text: str) -> list[str] | None:

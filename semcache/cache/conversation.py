@@ -107,7 +107,8 @@ def find_context_objection(past: Past, entry: Entry, ruling: Ruling) -> Reason |
     """Why an answer must not be given after these turns, that was given after those of `entry`; None when it may."""
     if not ruling.compares_turns or (past.texts == entry.turns and past.vector is None):
         return None
-    if len(past.texts) != len(entry.turns) or past_similarity(past, entry) < (ruling.context_threshold or 0.0):
+    is_near = past_similarity(past, entry) >= (ruling.context_threshold or 0.0)  # which NaN is not
+    if not is_near or len(past.texts) != len(entry.turns):
         return Reason.CONTEXT
     pairs = zip(past.texts, entry.turns, strict=True)
     vetoed = any(ours != theirs and find_veto(ours, theirs, ruling.guards) for ours, theirs in pairs)

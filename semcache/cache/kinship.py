@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from hashlib import blake2b
 
+from semcache.errors import CacheFault
 from semcache.types import Entry
 
 KEPT_DIGESTS = 100_000  # of answers, some 150 bytes each: reading an answer takes 20 us, and a lookup asks for ten
@@ -25,7 +27,9 @@ class Kin:
     """Belongs to the event loop."""
 
     def __init__(self, say: Callable[[Entry], str | None], kept: int = KEPT_PARENTS) -> None:
-        """`say`: the text of an entry's answer, as its dialect has it; None where it is no plain text. May raise."""
+        """`say`: the text of an entry's answer, as its dialect has it; None where it is no plain text. May raise
+        CacheFault: then it is its own kin alone.
+        """
         self._say = say
         self._kept = kept
         self._digests: dict[str, bytes] = {}  # by the entry's id, the oldest first
@@ -58,7 +62,8 @@ class Kin:
     def _read(self, entry: Entry) -> bytes:
         said = None
         if entry.answer.size_bytes <= LONG_BYTES:
-            said = self._say(entry)
+            with suppress(CacheFault):  # one that cannot be played would else be in the way of all that are near it
+                said = self._say(entry)
         told = entry.key.exact if said is None else " ".join(said.split()).encode(errors="replace")
         if len(self._digests) >= KEPT_DIGESTS:
             del self._digests[next(iter(self._digests))]
