@@ -84,9 +84,7 @@ def _common(command: Callable[..., R]) -> Callable[..., R]:
                 show_default=True,
                 help="Share of hits by meaning that may be false.",
             ),
-            click.option(
-                "--reranker", metavar="NAME", help='Try this one: "shipped", a hub name, a folder. 4 ms a pair.'
-            ),
+            click.option("--reranker", metavar="NAME", help="Try this one: a hub name or a folder. 4 ms a pair."),
             click.option("--vectors", type=click.Path(file_okay=False, path_type=Path), help="Keep vectors in here."),
             click.option("--json", "json_file", type=FILE, help="Write the figures here, too."),
             click.option("--html", "page", type=FILE, help="Write a page with charts, too; it needs no network."),
@@ -144,6 +142,8 @@ def _bench(common: dict[str, Any], bound_rows: int = 0) -> Iterator[Bench]:
     if place >= len(settings.routes):
         raise ConfigError(f"--route: there are {len(settings.routes)} routes, the first is 0")
     route = settings.routes[place]
+    if common["reranker"]:
+        route = route.model_copy(update={"match": route.match.model_copy(update={"reranker": common["reranker"]})})
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         embedding = Embedding(_engine(settings), common["vectors"], progress)
@@ -152,7 +152,7 @@ def _bench(common: dict[str, Any], bound_rows: int = 0) -> Iterator[Bench]:
             route=route,
             embedding=embedding,
             judge=PairJudge.load(None if weights is None else Path(weights), embedding.stamp),
-            reranker=_reranker(common["reranker"] or route.match.reranker),
+            reranker=_reranker(route.match.reranker),
             open_cache=Cache,
             progress=progress,
             target=common["target"],

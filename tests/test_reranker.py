@@ -297,29 +297,6 @@ def test_a_reranker_that_was_not_prepared_says_how(small: Path, tmp_path: Path) 
         reranker_engines.load(str(small), tmp_path)
 
 
-@SLOW
-def test_a_shipped_file_carries_all_but_its_tokenizer(prepared: model.PreparedModel, tmp_path: Path) -> None:
-    from semcache.cache.reranker_export import ship
-
-    ship(prepared.folder, tmp_path / "one.onnx")
-    manifest, probes, graph, _ = reranker_engines.read_shipped(tmp_path / "one.onnx")
-    assert (manifest.name, manifest.window) == (reranker_engines.SHIPPED, WINDOW)
-    engine = OnnxPairs(manifest, probes, graph, prepared.folder / model.TOKENIZER)
-    engine.open()
-    assert 0.0 < engine.score(*PAIRS[0]) < 1.0
-    assert engine.score("password " * (WINDOW - 3), "pay") == 0.0
-    with pytest.raises(StartError, match="cannot be loaded|is not its tokenizer"):
-        OnnxPairs(manifest, probes, graph, model.locate(model.DEFAULT) / model.TOKENIZER).open()
-
-
-def test_a_damaged_or_missing_shipped_file_stops_the_start(tmp_path: Path) -> None:
-    with pytest.raises(StartError, match="this version ships none"):
-        reranker_engines.read_shipped(tmp_path / "none.onnx")
-    (tmp_path / "damaged.onnx").write_bytes(b"no graph")
-    with pytest.raises(StartError, match=r"damaged.onnx: cannot be loaded"):
-        reranker_engines.read_shipped(tmp_path / "damaged.onnx")
-
-
 def test_serving_a_reranker_needs_no_torch() -> None:
     code = "import sys, semcache.cache.reranker; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -2,14 +2,13 @@
 
 A cross-encoder is prepared as an embedder is (cache/model.py): found, checked, made once into a small ONNX file by
 cache/reranker_export.py, and verified at each start. Its manifest says one dimension, and its probes are pairs, one
-text after the other. The one that is shipped carries its manifest inside of its file.
+text after the other.
 
 Text is never cut to fit: what an engine cannot read whole has no probability above 0.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,8 +20,6 @@ from semcache.cache.engines import CHARS_PER_TOKEN, cores, unreadable
 from semcache.cache.model import Export, Manifest, PreparedModel, Progress
 from semcache.errors import StartError
 
-SHIPPED = "shipped"  # the name of the cross-encoder that comes with semcache, in match.reranker
-SHIPPED_FILE = Path(__file__).with_name("reranker.onnx")
 TORCH = "torch"  # the precision of a model that could not be made into a faithful ONNX file
 ODD_PROCESSOR = 0.1  # mean distance of the probes' probabilities from the original's; a wrong kernel gives noise
 
@@ -43,8 +40,6 @@ class PairEngine(Protocol):
 
 def build(name: str) -> PairEngine:
     """Raises StartError when the model was not prepared."""
-    if name == SHIPPED:
-        return OnnxPairs(*read_shipped(SHIPPED_FILE))
     prepared = load(name)
     if prepared.manifest.precision == TORCH:
         return TorchPairs(prepared)
@@ -76,30 +71,6 @@ def load(name: str, place: Path | None = None) -> PreparedModel:
 def export_in_child(name: str, source: Path, weights: str, target: Path, progress: Progress) -> None:
     """Run cache/reranker_export.py, so that torch's memory is gone afterwards. Raises StartError with its last line."""
     model.run_export("semcache.cache.reranker_export", name, source, weights, target, progress)
-
-
-def read_shipped(path: Path) -> tuple[Manifest, np.ndarray, Path, Path]:
-    """What OnnxPairs is made of, for a file that carries its own manifest. Raises StartError."""
-    import onnxruntime
-
-    if not path.exists():
-        raise StartError("match.reranker: this version ships none; make one with semcache tune train-reranker")
-    try:
-        about = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).get_modelmeta()
-        raw: dict[str, Any] = json.loads(about.custom_metadata_map["semcache"])
-        scores = np.array(raw.pop("scores"), np.float32)
-        manifest = Manifest(**{**raw, "probes": tuple(raw["probes"])})
-    except Exception as exc:  # a native library, with errors of its own; and whatever a damaged file holds
-        raise StartError(f"{path}: cannot be loaded: {' '.join(str(exc).split())[:200]}") from exc
-    return manifest, scores, path, shared_tokenizer()
-
-
-def shared_tokenizer() -> Path:
-    """The embedder's, of which the shipped cross-encoder was made: of the prepared model, or of its package."""
-    try:
-        return model.load().folder / model.TOKENIZER
-    except StartError:
-        return model.locate(model.DEFAULT) / model.TOKENIZER
 
 
 class OnnxPairs:

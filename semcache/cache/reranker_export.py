@@ -15,7 +15,6 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from torch import nn
 
 from semcache.cache.model import MANIFEST, MODEL, PROBES, TOKENIZER, Manifest, sha256_of
 from semcache.cache.model_export import CALIBRATION, PRECISIONS, smooth
-from semcache.cache.reranker_engines import SHIPPED, TORCH, sigmoid
+from semcache.cache.reranker_engines import TORCH, sigmoid
 from semcache.errors import StartError
 
 NEAR_ENOUGH = 0.03  # mean distance of the probabilities; past it, match.reranker_min means something else
@@ -108,18 +107,6 @@ def export(source: Path, target: Path, name: str, weights: str, precision: str =
     (target / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     _say(1.0, f"{kept}, probabilities {distance:.3f} from the original's on average")
     return manifest
-
-
-def ship(prepared: Path, path: Path) -> None:
-    """Make of a prepared folder one file that carries its manifest; the tokenizer is the default embedder's."""
-    import onnx
-
-    manifest = Manifest.read(prepared / MANIFEST)
-    manifest = replace(manifest, name=SHIPPED, files={})
-    scores = [round(float(score), 4) for score in np.load(prepared / PROBES)]
-    graph = onnx.load(str(prepared / MODEL))
-    onnx.helper.set_model_props(graph, {"semcache": json.dumps({**asdict(manifest), "scores": scores})})
-    onnx.save(graph, str(path))
 
 
 def _read_config(name: str, source: Path) -> dict[str, Any]:

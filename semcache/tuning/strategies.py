@@ -154,7 +154,7 @@ class Strategy:
             case "+ judge":
                 return {"threshold": FLOOR, "judge": setting, **written}
             case "+ reranker":
-                asked = {"reranker": match.reranker or "shipped", "reranker_min": setting}
+                asked = {"reranker": match.reranker, "reranker_min": setting}
                 return {**asked, "reranker_band": list(match.reranker_band), **written}
             case _:
                 return {"threshold": setting, **written}

@@ -44,14 +44,15 @@ LEAST_PAIRS = 500  # fewer move nothing but the head
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the new model.")
 @click.option("--only", multiple=True, metavar="NAME", help="Train on this file, such as stream_shop; * allowed.")
 @click.option("--hold-out", multiple=True, metavar="NAME", help="Measure on this file, and do not train on it.")
-@click.option("--start", metavar="FOLDER", help="Go on from this cross-encoder instead of the shipped embedder.")
+@click.option(
+    "--start", metavar="FOLDER", help="Go on from this cross-encoder instead of the default embedder."
+)
 @click.option("--pairs", type=click.IntRange(LEAST_PAIRS), default=40_000, show_default=True, help="To train on.")
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="To train for, at most.")
 @click.option("--rate", type=float, default=3e-5, show_default=True, help="Largest learning rate.")
 @click.option("--threads", type=click.IntRange(1), help="Of the training; all cores by default.")
 @click.option("--seed", type=int, default=7, show_default=True)
 @click.option("--vectors", type=click.Path(path_type=Path), help="Keep vectors of texts in here.")
-@click.option("--ship", type=click.Path(dir_okay=False, path_type=Path), help="Write one file to come with semcache.")
 def train_reranker(
     data: Path,
     out: Path,
@@ -64,7 +65,6 @@ def train_reranker(
     threads: int | None,
     seed: int,
     vectors: Path | None,
-    ship: Path | None,
 ) -> None:
     """Train a cross-encoder on the labelled files in DATA, and prepare it for match.reranker.
 
@@ -84,14 +84,10 @@ def train_reranker(
             )
         console.print(f"{len(examples):,} pairs of {', '.join(learned)}")
         seen = fit(start, examples, out, rate, minutes, threads, seed, console.print)
-        prepared = reranker_engines.prepare(str(out), progress=console.print)
+        reranker_engines.prepare(str(out), progress=console.print)
         engine = reranker_engines.build(str(out))
         engine.open()
         console.print(f"trained on {seen:,} pairs; to use it: match: {{reranker: {out}}}")
-        if ship is not None:
-            from semcache.cache.reranker_export import ship as write_one_file
-
-            write_one_file(prepared.folder, ship)
     except SemcacheError as error:
         sys.exit(f"semcache: {error.message}")
     with Progress(console=console) as progress:
