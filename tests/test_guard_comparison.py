@@ -77,7 +77,7 @@ SAME = [
     ("Which is better, tea or coffee?", "Is tea better or coffee?", "the same degree"),
     ("What is a good laptop?", "What is the best laptop?", "one has a degree"),
     ("How do I become smart?", "How do I become smarter?", "one has a degree"),
-    ("What are the best books?", "What are some great books?", "one has a degree"),
+    ("What are the best violins?", "What are some great violins?", "one has a degree"),
     ("Where can I eat cheap?", "Where can I eat cheaper?", "one has a degree"),
     ("When is the first train?", "When does the first train leave?", "the same rank"),
     ("Who won the last cup?", "Who was the winner of the last cup?", "the same rank"),

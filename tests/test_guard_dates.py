@@ -58,7 +58,7 @@ DIFFERENT = [
     ("What happened 3 days ago?", "What happens in 3 days?", "back and forward"),
     ("Open at Christmas?", "Open at Easter?", "holidays"),
     ("Kerala in summer", "Kerala in winter", "seasons"),
-    ("How much did I spend?", "How much did I spend last week?", "how much there was in a time"),
+    ("How much did we sell?", "How much did we sell last week?", "how much there was in a time"),
     ("Events in October 2016", "Events on February 15, 2016", "a month and a day"),
 ]
 
@@ -97,7 +97,7 @@ EQUAL = [
     ("The weather next week", "The weather in the coming week", "coming is next"),
     ("Sales of last month", "Sales of the previous month", "previous is last"),
     ("My card was stolen yesterday", "My card was stolen", "told in passing"),
-    ("My card was stolen last night, what now?", "My card was stolen, what now?", "told in passing, too"),
+    ("My tent was torn last night, what now?", "My tent was torn, what now?", "told in passing, too"),
     ("I ordered it three days ago, where is it?", "I ordered it, where is it?", "told in passing, with a number"),
     ("Wake me at 5 pm", "Wake me at 17:00", "the clock of 24 hours"),
     ("Wake me at 9 a.m.", "Wake me at 9:00 am", "dots and minutes"),

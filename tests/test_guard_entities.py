@@ -24,7 +24,7 @@ DIFFERENT = [
     ("who is the president of france", "who is the president of germany", "countries"),
     ("french wine prices", "italian wine prices", "nations"),
     ("Where does Danielle live?", "Where does Samantha live?", "people"),
-    ("Is Samantha Cruz an anarchist?", "Is Samantha Ward an anarchist?", "surnames"),
+    ("Does Helena Cruz keep bees?", "Does Helena Ward keep bees?", "surnames"),
     ("where does danielle live", "where does samantha live", "people, in lower case"),
     ("book a flight to denver", "book a flight to seattle", "cities"),
     ("best restaurants in new york", "best restaurants in new jersey", "names of two words that share one"),

@@ -40,7 +40,7 @@ DIFFERENT = [
     ("Größe ändern", "how do I change the size", "a letter that English lacks, and no English word"),
     ("Translate good morning into French", "Translate good morning into German", "the language wanted"),
     ("translate hello to spanish", "translate hello to portuguese", "the language wanted, in lower case"),
-    ("how do you say thank you in japanese", "how do you say thank you in korean", "the language wanted"),
+    ("what is the word for kettle in japanese", "what is the word for kettle in korean", "the language wanted"),
     ("Answer in English: what is a monad?", "Answer in French: what is a monad?", "the language of the answer"),
     ("write a poem in hindi", "write a poem in urdu", "the language of a text"),
     ("say cheers in Irish", "say cheers in Welsh", "small languages"),

@@ -55,7 +55,7 @@ DIFFERENT = [
     ("How come bread rises?", "When does bread rise?", "how come is why"),
     ("How do I buy a ticket?", "Where do I buy a ticket?", "a way and a place"),
     ("When was it built, and why?", "Where was it built, and why?", "one of two questions exchanged"),
-    ("Who is a gentleman?", "What is a gentleman?", "who and what, and nothing else differs"),
+    ("Who is a steward?", "What is a steward?", "who and what, and nothing else differs"),
     ("When did the war start?", "How did the war start?", "when and how"),
 ]
 
@@ -98,7 +98,7 @@ SAME = [
     ("How many centimetres are in an inch?", "What is an inch in centimetres?", "a unit in another"),
     ("When I travel, can I top up?", "Can I top up while I travel?", "when that asks nothing"),
     ("The man who sold the world", "Where is the man who sold the world?", "who that asks nothing"),
-    ("I lost my card, what do I do?", "What should I do if I lost my card?", "another clause"),
+    ("My locker is jammed, what do I do?", "What should I do if my locker is jammed?", "another clause"),
     ("Which documents do I need?", "What documents do I need?", "which and what"),
     ("Do you know when it opens?", "When does it open?", "a polite question"),
     ("Can you tell me why it fails?", "Why does it fail?", "a polite question"),

@@ -160,13 +160,13 @@ how much do I owe
 how much did I spend on food last month
 how much money is in my savings account
 how much is my bill
-how many vacation days do I have left
+how many days of leave do I still have
 how many points have I earned
 show me my last transactions
 show all of my recent orders
 check my balance
 could you check my balance
-Hello! I would like to check my balance.
+Good morning! I want to see my balance.
 what is the balance of my account
 what is the limit on my card
 what is on my calendar for friday
@@ -241,7 +241,7 @@ what is the balance of power
 what should my resume look like
 do I have a fever
 what should I name my dog
-what do I owe for a new card
+what do I owe for a second badge
 wie ändere ich meine Adresse
 wie kann ich meine Bestellung stornieren
 kann ich meine Rechnung sehen

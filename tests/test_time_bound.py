@@ -16,7 +16,7 @@ current price of gold
 who won the game last night
 what time is it
 news about brexit
-is it going to rain tomorrow
+is it going to snow tomorrow
 stock price of tesla
 what is the exchange rate of the euro
 who is the current president of france
@@ -43,9 +43,9 @@ who is leading in the polls at the moment
 
 FREE = """
 what do I do now
-what should i do now?
+what should i cook now?
 I have paid, where do I go now
-why is the purchase I made this morning still pending
+why is the parcel I sent this morning still pending
 delete my account right now
 the wrong exchange rate was applied to an item
 I recently moved, how do I change the address

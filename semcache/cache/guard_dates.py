@@ -62,7 +62,7 @@ def _is_at_another_hour(one: Set[Detail], other: Set[Detail]) -> bool:
 def _narrow(left: Set[Detail], words: Sequence[str]) -> bool:
     """Whether times that only this question has make it another question.
 
-    The present is meant when nothing is said. The past is mostly told in passing ("my card was stolen last night"),
+    The present is meant when nothing is said. The past is mostly told in passing ("my tent was torn last night"),
     but for a question of how much there was.
     """
     times = {detail for detail in left if detail.kind in _NARROWING and detail not in _PRESENT}
