@@ -20,7 +20,7 @@ from cachetools import LRUCache
 from semcache import wire
 from semcache.batches import assemble_partly, assemble_stored
 from semcache.cache.policy import Directives
-from semcache.errors import CacheFault, UpstreamError
+from semcache.errors import CacheFault, SemcacheError, UpstreamError
 from semcache.forwarding import Source
 from semcache.pacing import RealTime, Timer, paced
 from semcache.pipeline import Followed, Pipeline, Played, PlayedBatch
@@ -96,11 +96,12 @@ class Deliverer:
                 reply = self._pipeline.forward_instead(plan, asked, source, outcome)
         try:
             return await self._follow(plan, reply, outcome)
-        except (UpstreamError, CacheFault) as error:
+        except SemcacheError as error:
             if reply.instead is not None:
-                played = self._pipeline.serve_after_all(plan, asked, reply.instead, source, outcome)
-                return await self._play(plan, played.match, asked, outcome)
-            if isinstance(error, UpstreamError):
+                delivery = await self._play_after_all(plan, asked, reply.instead, source, outcome)
+                if delivery is not None:
+                    return delivery
+            if not isinstance(error, CacheFault):
                 raise
             # What another's fetch brought is no answer to this request.
             reply = self._pipeline.forward_alone(plan, asked, source, outcome)
@@ -122,6 +123,17 @@ class Deliverer:
         if pace == "instant":
             return Delivery(200, headers, score.play_whole(identity), is_stream=True)
         return Delivery(200, headers, paced(score.play(identity), score.schedule(pace), self._timer))
+
+    async def _play_after_all(
+        self, plan: Plan, asked: Directives, match: Match, source: Source, outcome: Outcome
+    ) -> Delivery | None:
+        """What is stored, where a fetch that was to be learned from has failed. None where that is no answer either."""
+        try:
+            await self._score(plan, match.entry)  # before the outcome says that it is a hit
+            played = await self._pipeline.serve_after_all(plan, asked, match, source, outcome)
+        except CacheFault:
+            return None
+        return None if played is None else await self._play(plan, played.match, asked, outcome)
 
     async def _play_batch(self, plan: Plan, reply: PlayedBatch, outcome: Outcome) -> Delivery:
         size_bytes = sum(match.entry.answer.size_bytes for match in reply.matches)

@@ -191,8 +191,16 @@ class Pipeline:
         assert isinstance(reply, Followed)
         return reply
 
-    def serve_after_all(self, plan: Plan, asked: Directives, match: Match, source: Source, outcome: Outcome) -> Played:
-        """What was to be learned from a fresh answer is not worth failing a request that has a stored one."""
+    async def serve_after_all(
+        self, plan: Plan, asked: Directives, match: Match, source: Source, outcome: Outcome
+    ) -> Played | None:
+        """What was to be learned from a fresh answer is not worth failing a request that has a stored one.
+
+        None where it has it no more: the fetch took its time, and the entry may have been purged or called wrong
+        meanwhile. Raises CacheFault.
+        """
+        if not await self._lookup.still_answers(match, plan.key):
+            return None
         outcome.reason, outcome.collapsed = None, False
         return self._serve(plan, tighten(plan.ruling, asked), match, source, outcome)
 

@@ -358,6 +358,14 @@ class Lookup:
         seq = self._index.find_exact(key.exact)
         return None if seq is None else await self._read(seq)
 
+    async def still_answers(self, match: Match, key: Key) -> bool:
+        """Whether a match that was found a while ago is neither gone nor called wrong since. Raises CacheFault."""
+        entry = match.entry
+        if self._quarantine.refuses(entry.key.exact, key.exact, match.similarity):
+            return False
+        standing = await self.standing(entry.key)
+        return standing is not None and standing.id == entry.id
+
     async def _read(self, seq: int) -> Entry | None:
         return self._entries.get(seq) or await self._entries.read(seq)
 
