@@ -1,4 +1,5 @@
-"""`python -m loadtests.quality_pairs DATA`: which wrong hits each guard vetoes, and which right hits it loses.
+"""`python -m loadtests.quality_pairs DATA`: which wrong hits each guard vetoes, and which right hits it loses; then
+how well cosine, guards, pair judge and reranker tell same answers from others (quality_judge.py).
 
 DATA is a folder of labelled text: `pairs_NAME.jsonl.gz` with `a`, `b` and `duplicate`, and `stream_NAME.jsonl.gz` with
 `text` and `class`. The pairs of a stream are those that a cache would look at: each text with the texts nearest to it
@@ -32,8 +33,10 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from loadtests import quality_judge
 from loadtests.report import wilson
 from semcache import config
+from semcache.cache import reranker_engines
 from semcache.cache.engines import OnnxEngine, cores
 from semcache.cache.guards import GUARDS
 from semcache.errors import SemcacheError, TooLong
@@ -266,6 +269,8 @@ def as_json(counts: Mapping[str, Mapping[str, Count]], threshold: float) -> dict
 @click.option("--examples", type=click.Choice(list(GUARDS)), help="Show pairs that this guard vetoes instead.")
 @click.option("--number", type=click.IntRange(1), default=10, show_default=True, help="Of examples, from each file.")
 @click.option("--vectors", type=click.Path(path_type=Path), default=VECTORS, help="Where vectors are kept.")
+@click.option("--judge/--no-judge", default=True, help="Show the second table, too. Trains judges the first time.")
+@click.option("--reranker", metavar="NAME", help='Measure this one, too: "shipped", a hub name, a folder. 4 ms a pair.')
 def main(
     data: Path,
     threshold: float,
@@ -274,6 +279,8 @@ def main(
     examples: str | None,
     number: int,
     vectors: Path,
+    judge: bool,
+    reranker: str | None,
 ) -> None:
     """Count what the guards do to the labelled pairs in the folder DATA that are near enough to be hits.
 
@@ -300,8 +307,35 @@ def main(
     counts = {name: count(pairs) for name, pairs in found.items()}
     counts[TOGETHER] = {name: added([each[name] for each in counts.values()]) for name in (*GUARDS, ALL)}
     show(counts, threshold, console)
+    told = as_json(counts, threshold)
+    if judge:
+        told["ways"] = compare_ways(data, files, vectors, reranker, console)
     if json_path:
-        json_path.write_text(json.dumps(as_json(counts, threshold), indent=1) + "\n")
+        json_path.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def compare_ways(
+    data: Path, files: Mapping[str, Path], vectors: Path, reranker: str | None, console: Console
+) -> dict[str, Any]:
+    try:
+        scorer = None
+        if reranker is not None:
+            scorer = reranker_engines.build(reranker)
+            scorer.open()
+        with Progress(console=Console(stderr=True)) as progress:
+            embed = Embedding(vectors, progress).embed
+            task = progress.add_task("", total=None)
+            rows = quality_judge.score(
+                data, files, embed, vectors, scorer, lambda line: progress.update(task, description=line)
+            )
+            texts = list(
+                dict.fromkeys(row["a" if "a" in row else "text"] for row in read_rows(next(iter(files.values()))))
+            )
+            took_us = quality_judge.time_judge(texts[:250], embed("timed", texts[:250])) if len(texts) >= 250 else {}
+    except SemcacheError as error:
+        sys.exit(f"loadtests.quality_pairs: {error.message}")
+    quality_judge.show(rows, took_us, console)
+    return quality_judge.as_json(rows, took_us)
 
 
 if __name__ == "__main__":

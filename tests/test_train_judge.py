@@ -13,10 +13,12 @@ import pytest
 from click.testing import CliRunner
 
 from semcache.cache.judge import COSINES, FEATURES, PairJudge
+from semcache.cache.judge_features import NAMES
 from semcache.errors import ConfigError
 from semcache.tune import tune
+from semcache.tuning.judge_examples import GENERATED, Example, make_examples
 from semcache.tuning.labelled import LabelledPairs, Vectors, read_pairs
-from semcache.tuning.train_judge import Example, Training, calibrate, fit, train
+from semcache.tuning.train_judge import Training, calibrate, fit, train, train_without_each
 from semcache.tuning.train_screen import find_files
 
 THINGS = "ticket parcel invoice password card loan refund flight hotel kettle lamp bike".split()
@@ -60,9 +62,22 @@ def test_what_tells_in_every_source_is_found_and_serves() -> None:
     assert right > 0.5 > wrong
 
 
-def test_the_same_seed_gives_the_same_weights() -> None:
-    plan = Training(seed=3, views=("signs",), measured=False)
-    assert PairJudge(train(SOURCES, embed, plan).arrays).stamp == PairJudge(train(SOURCES, embed, plan).arrays).stamp
+def test_the_same_seed_gives_the_same_weights_and_another_source_others() -> None:
+    plan = Training(seed=3, views=("signs",), generated=False)
+    stamps = [
+        {name: PairJudge(arrays).stamp for name, arrays in train_without_each(SOURCES, embed, plan).items()}
+        for _ in range(2)
+    ]
+    assert stamps[0] == stamps[1]
+    assert len(set(stamps[0].values())) == len(SOURCES)
+
+
+def test_a_source_left_out_takes_what_was_made_of_its_texts_along() -> None:
+    examples = make_examples(SOURCES, embed, seed=1, generated=True, vectors=False, report=lambda line: None)
+    made = {len(each.same) for each in examples.all if each.name == GENERATED}
+    left = {len(each.same) for each in examples.without("shop 1") if each.name == GENERATED}
+    assert 0 < left.pop() < made.pop()
+    assert [each.name for each in examples.without("shop 1")] == ["shop 0", "shop 2", GENERATED]
 
 
 def test_one_source_is_measured_by_parts_of_it() -> None:
@@ -93,10 +108,11 @@ def example(name: str, rows: Any, same: Any) -> Example:
 def test_what_speaks_against_is_never_learned_to_speak_for() -> None:
     rows = np.random.default_rng(1).random((400, len(FEATURES))).astype(np.float32)
     same = rows[:, -1] > 0.5  # in this data, guards that veto are a good sign
-    signs = np.array([1] * COSINES + [-1] * (len(FEATURES) - COSINES), np.float32)
-    network = fit([example("odd", rows, same)], signs, seed=1)
-    assert (network.linear[COSINES:] <= 0).all()
-    assert (network.hidden[COSINES:] <= 0).all()
+    network = fit([example("odd", rows, same)], seed=1)
+    guards = slice(len(NAMES), None)
+    assert (network.linear[guards] <= 0).all()
+    assert (network.hidden[guards] <= 0).all()
+    assert (network.linear[:COSINES] >= 0).all()
     assert (network.out >= 0).all()
 
 

@@ -12,47 +12,19 @@ same answer, in another half of them, and a network would otherwise learn to tel
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from semcache.cache import model
-from semcache.cache.judge import (
-    COSINES,
-    FARTHEST,
-    FEATURES,
-    FORMAT,
-    compare_vectors,
-    read_features,
-    read_words,
-)
-from semcache.cache.judge_features import NAMES, Reader
-from semcache.cache.words import MARKS, stem
-from semcache.cache.words import read_words as words_of
+from semcache.cache.judge import COSINES, FARTHEST, FEATURES, FORMAT, Arrays
+from semcache.cache.judge_features import NAMES
 from semcache.errors import ConfigError
 from semcache.tuning.figures import Figures, measure
-from semcache.tuning.labelled import NEIGHBOURS, Drawing, Embed, LabelledPairs, read_pairs
-from semcache.tuning.variants import make_variants
-
-Floats = npt.NDArray[np.float32]
-Report = Callable[[str], None]
-
-DRAWING = Drawing(neighbours=4, same=3, different=4, across=2)
-NEAR = 0.65  # least cosine of a pair to learn from; a cache meets nearer ones
-MET = 0.70  # and of one to be measured by
-LEAST_PAIRS = 200
-MOST_PAIRS = 6000  # of a source: twice as many change nothing that was measured
-FOLDS = 4  # where there are too few sources to leave one out
-GENERATED = "generated"
-VARIED = 700  # texts of each source that variants are made of
-
-MOST_WORDS = 12_000  # with a vector
-DIMENSIONS = 32  # of it
-RAREST = 2e-4  # the share of texts from which on a word has full weight
+from semcache.tuning.judge_examples import FOLDS, GENERATED, Example, Examples, Floats, Report, make_examples
+from semcache.tuning.labelled import Embed, LabelledPairs
 
 # What a network may look at, from the least to the most.
 VIEWS = {
@@ -69,6 +41,7 @@ DECAY = 1e-3
 DROPOUT = 0.4  # of what is seen of the vectors
 SIZE_POWER = 0.3  # a source counts by this power of its size: large ones more, not many times more
 
+UNCALIBRATED = np.array([1, 0], np.float32)
 PULL = 1e-6  # of the calibration towards 0: a source may hold pairs of one kind alone
 
 # What speaks against the same answer the more there is of it, and what for. All else may do either.
@@ -82,28 +55,16 @@ _SIGNS = np.array(
 )
 
 
-class Example(NamedTuple):
-    """One source, ready to learn from."""
-
-    name: str
-    rows: Floats  # (pairs, features)
-    same: npt.NDArray[np.bool_]
-    parts: npt.NDArray[np.integer[Any]]  # which of FOLDS parts of the texts each pair belongs to
-    cosine: Floats
-    met: npt.NDArray[np.bool_]  # what a cache would meet: it is measured and calibrated by these
-
-
 @dataclass(frozen=True, slots=True)
 class Training:
     seed: int = 7
     views: tuple[str, ...] = ("signs", "words")  # to choose from
     embedder: str = ""  # whose vectors they are
     generated: bool = True  # learn from generated variants too
-    measured: bool = True  # False: no figures, no calibration, and the first view: for who measures it himself
 
 
 class Trained(NamedTuple):
-    arrays: Mapping[str, npt.NDArray[Any]]  # the file
+    arrays: Arrays  # the file
     unseen: Mapping[str, Mapping[str, Figures]]  # of each source, by the cosine and by each view
     view: str  # the one chosen
     is_better: bool  # than the cosine alone, in the mean of the sources
@@ -113,58 +74,61 @@ def train(
     sources: Sequence[LabelledPairs], embed: Embed, training: Training, report: Report = lambda line: None
 ) -> Trained:
     """Raises ConfigError when there is too little to learn from."""
-    sources = [source.near(NEAR) for source in sources]
-    sources = [_sample(source, training.seed) for source in sources if 0 < source.same.sum() < len(source)]
-    if sum(map(len, sources)) < LEAST_PAIRS:
-        raise ConfigError(f"at least {LEAST_PAIRS} pairs with a cosine of {NEAR} or more, of both kinds, are needed")
-    report("reading words")
-    tables = make_words(sources, embed)
-    reader = Reader(read_words(tables))
-    learned = [*sources, *([generate(sources, embed, training.seed)] if training.generated else [])]
-    examples = []
-    for source in learned:
-        report(f"comparing {len(source):,} pairs of {source.name}")
-        example = make_example(source, reader)
-        if "vectors" in training.views:
-            example = example._replace(rows=np.hstack([example.rows, _compare(source)]))
-        examples.append(example)
-    signs = np.append(_SIGNS, np.zeros(examples[0].rows.shape[1] - len(_SIGNS), np.float32))
-    figures = {e.name: {"cosine": measure(e.same[e.met], e.cosine[e.met])} for e in examples if e.name != GENERATED}
-    tried = {}
+    examples = _prepare(sources, embed, training, report)
+    real = [example for example in examples.all if example.name != GENERATED]
+    figures = {each.name: {"cosine": measure(each.same[each.met], each.cosine[each.met])} for each in real}
+    unseen: dict[str, dict[str, Floats]] = {}
     for view in training.views:
-        report(f"training on {VIEWS[view]}" + (", once for each source left out" if training.measured else ""))
-        seen = [example._replace(rows=_seen(example.rows, view)) for example in examples]
-        unseen = dict(_leave_out(seen, signs, training.seed)) if training.measured else {}
-        for example in seen:
-            if example.name in unseen:
-                met = example.met
-                figures[example.name][view] = measure(example.same[met], unseen[example.name][met])
-        tried[view] = (seen, unseen)
-    areas = {
-        way: _mean([row[way].area for row in figures.values() if way in row]) for way in ("cosine", *training.views)
-    }
+        report(f"training on {VIEWS[view]}, once for each source left out")
+        unseen[view] = dict(_leave_out(examples, view, training.seed))
+        for each in real:
+            figures[each.name][view] = measure(each.same[each.met], unseen[view][each.name][each.met])
+    areas = {way: _mean([row[way].area for row in figures.values()]) for way in ("cosine", *training.views)}
     best = max(training.views, key=lambda view: areas[view])
-    seen, unseen = tried[best]
-    width = seen[0].rows.shape[1]
-    network = fit(seen, signs[:width], training.seed)
-    calibration = calibrate(seen, unseen) if unseen else np.array([1, 0], np.float32)
+    # Vectors of other embedders are judged without looking at them.
+    views = {"texts": "words", "vectors": "vectors"} if best == "vectors" else {"texts": best}
+    parts: dict[str, npt.NDArray[Any]] = {}
+    for name, view in views.items():
+        network = fit([_seen(example, view) for example in examples.all], training.seed)
+        parts |= _named(name, network, calibrate(real, unseen[view]))
+    return Trained(_pack(examples, best, training, parts), figures, best, areas[best] > areas["cosine"])
+
+
+def train_without_each(
+    sources: Sequence[LabelledPairs], embed: Embed, training: Training, report: Report = lambda line: None
+) -> dict[str, Arrays]:
+    """For each source the weights, of the first view and not calibrated, that have not seen it."""
+    examples = _prepare(sources, embed, training, report)
+    view = training.views[0]
+    found = {}
+    for example in examples.all:
+        if example.name != GENERATED:
+            report(f"training without {example.name}")
+            network = fit([_seen(other, view) for other in examples.without(example.name)], training.seed)
+            found[example.name] = _pack(examples, view, training, _named("texts", network, UNCALIBRATED))
+    return found
+
+
+def _prepare(sources: Sequence[LabelledPairs], embed: Embed, training: Training, report: Report) -> Examples:
+    vectors = "vectors" in training.views
+    return make_examples(
+        sources, embed, seed=training.seed, generated=training.generated, vectors=vectors, report=report
+    )
+
+
+def _pack(examples: Examples, view: str, training: Training, parts: Arrays) -> Arrays:
+    """The arrays of the file."""
     about: dict[str, Any] = {
         "format": FORMAT,
         "features": FEATURES,
-        "view": best,
+        "view": view,
         "embedder": training.embedder,
-        "dimensions": learned[0].vectors.shape[1],
+        "dimensions": examples.dimensions,
         "seed": training.seed,
-        "trained": {example.name: len(example.same) for example in examples},
+        "trained": {example.name: len(example.same) for example in examples.all},
     }
-    arrays = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8), **_named("texts", network, calibration)}
-    if best == "vectors":  # other embedders' vectors are judged without
-        arrays |= _named("vectors", network, calibration)
-        seen, unseen = tried["words"]
-        plain = fit(seen, _SIGNS, training.seed)
-        arrays |= _named("texts", plain, calibrate(seen, unseen) if unseen else np.array([1, 0], np.float32))
-    is_better = not training.measured or areas[best] > areas["cosine"]
-    return Trained(arrays if best == "signs" else {**arrays, **tables}, figures, best, is_better)
+    tables = {} if view == "signs" else examples.tables
+    return {"about": np.frombuffer(json.dumps(about).encode(), np.uint8), **tables, **parts}
 
 
 def _mean(areas: Sequence[float]) -> float:
@@ -173,124 +137,14 @@ def _mean(areas: Sequence[float]) -> float:
     return float(np.mean(known)) if known else 0.0
 
 
-def _seen(rows: Floats, view: str) -> Floats:
+def _seen(example: Example, view: str) -> Example:
     """The features of a view; what it does not look at is the same for all pairs, and so without effect."""
     if view == "vectors":
-        return rows
-    rows = rows[:, : len(FEATURES)].copy()
+        return example
+    rows = example.rows[:, : len(FEATURES)].copy()
     if view == "signs":
         rows[:, COSINES : len(NAMES)] = 0
-    return rows
-
-
-def _sample(source: LabelledPairs, seed: int) -> LabelledPairs:
-    """About MOST_PAIRS, in their order: all of an asked text or none."""
-    share = min(1.0, MOST_PAIRS / len(source))
-    return source.chosen(np.random.default_rng(seed).random(len(source.texts))[source.asked] < share)
-
-
-def _compare(source: LabelledPairs) -> Floats:
-    return compare_vectors(source.vectors[source.asked], source.vectors[source.stored])
-
-
-def generate(sources: Sequence[LabelledPairs], embed: Embed, seed: int) -> LabelledPairs:
-    """Pairs of a text and a variant of it."""
-    draw = np.random.default_rng(seed)
-    texts = [source.texts[place] for source in sources for place in draw.permutation(len(source.texts))[:VARIED]]
-    rows = [
-        {"a": variant.text, "b": variant.copy, "duplicate": int(variant.same)} for variant in make_variants(texts, seed)
-    ]
-    return read_pairs(GENERATED, rows, embed)
-
-
-def make_example(source: LabelledPairs, reader: Reader) -> Example:
-    rows = np.empty((len(source), len(FEATURES)), np.float32)
-    for places in _by_asked(source):
-        stored = [source.texts[place] for place in source.stored[places]]
-        rows[places] = read_features(reader, source.texts[source.asked[places[0]]], stored, source.cosine[places])
-    return Example(source.name, rows, source.same, _parts(source), source.cosine, _is_met(source))
-
-
-def _parts(source: LabelledPairs) -> npt.NDArray[np.integer[Any]]:
-    """FOLDS parts of which none asks what another one learns from, as far as the pairs allow.
-
-    A file of pairs falls into many groups of texts without a pair between them; a stream is one, and is cut by time.
-    """
-    group = list(range(len(source.texts)))
-
-    def find(text: int) -> int:
-        while group[text] != text:
-            group[text] = text = group[group[text]]
-        return text
-
-    for asked, stored in zip(source.asked.tolist(), source.stored.tolist(), strict=True):
-        group[find(asked)] = find(stored)
-    groups = np.array([find(text) for text in source.asked.tolist()])
-    _, numbers, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    if sizes.max(initial=0) * FOLDS > len(groups):
-        return source.asked * FOLDS // len(source.texts)
-    return numbers % FOLDS
-
-
-def _is_met(source: LabelledPairs) -> npt.NDArray[np.bool_]:
-    """Of each asked text the nearest few, if they are near: not what was drawn besides to learn from."""
-    order = np.lexsort((-source.cosine, source.asked))
-    starts = np.flatnonzero(np.diff(source.asked[order], prepend=-1))
-    rank = np.empty(len(order), np.intp)
-    rank[order] = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
-    return (rank < NEIGHBOURS) & (source.cosine >= MET)
-
-
-def _by_asked(source: LabelledPairs) -> Iterator[npt.NDArray[np.intp]]:
-    """The places of the pairs, those of one asked text together."""
-    order = np.argsort(source.asked, kind="stable")
-    if len(order):
-        yield from np.split(order, np.flatnonzero(np.diff(source.asked[order])) + 1)
-
-
-# Words
-
-
-def make_words(sources: Sequence[LabelledPairs], embed: Embed) -> dict[str, npt.NDArray[Any]]:
-    """The tables of words: how much each tells, and short vectors of the common ones.
-
-    A word tells the more the fewer texts have it, each source counting the same. Its short vector is the embedder's of
-    the word alone, turned to where common words differ most.
-    """
-    shares: defaultdict[str, float] = defaultdict(float)
-    for source in sources:
-        seen = Counter(found for text in source.texts for found in {word.stem for word in words_of(text)} - _MARKS)
-        for word, times in seen.items():
-            shares[word] += times / len(source.texts) / len(sources)
-    common = _common_words()
-    forms = {stem(word): word for word in reversed(common)}
-    for word in sorted(shares, key=lambda word: -shares[word]):
-        if word.isalpha() and len(word) > 1:
-            forms.setdefault(word, word)
-    vectored = list(dict.fromkeys([*map(stem, common), *forms]))[:MOST_WORDS]
-    known = list(dict.fromkeys([*vectored, *shares]))
-    vectors = embed("words", [forms[word] for word in vectored])
-    vectors = vectors - vectors.mean(axis=0)
-    _, _, axes = np.linalg.svd(vectors[: MOST_WORDS // 2], full_matrices=False)
-    short = vectors @ axes[:DIMENSIONS].T
-    short /= np.maximum(np.linalg.norm(short, axis=1, keepdims=True), 1e-6)
-    weights = [np.log(max(shares.get(word, 0.0), RAREST)) / np.log(RAREST) for word in known]
-    return {
-        "words": np.frombuffer("\n".join(known).encode(), np.uint8),
-        "word_weights": np.clip(np.round(np.array(weights) * 255), 0, 255).astype(np.uint8),
-        "word_vectors": np.round(short * 127).astype(np.int8),
-    }
-
-
-_MARKS = {mark.stem for mark in MARKS}
-
-
-def _common_words() -> list[str]:
-    """English words, the most frequent first: a word-piece vocabulary is in that order."""
-    folder = model.load(model.DEFAULT).folder
-    vocabulary: dict[str, int] = json.loads((folder / model.TOKENIZER).read_bytes())["model"]["vocab"]
-    ranked = sorted(vocabulary, key=lambda word: vocabulary[word])
-    return [word for word in ranked if word.isascii() and word.isalpha() and len(word) > 1]
+    return example._replace(rows=rows)
 
 
 # Networks
@@ -321,39 +175,26 @@ def _named(name: str, network: Network, calibration: Floats) -> dict[str, npt.ND
     return {**parts, **exact}
 
 
-def _leave_out(examples: Sequence[Example], signs: Floats, seed: int) -> Iterator[tuple[str, Floats]]:
+def _leave_out(examples: Examples, view: str, seed: int) -> Iterator[tuple[str, Floats]]:
     """Each real source by name, with the log-odds by networks that have not seen it."""
-    signs = signs[: examples[0].rows.shape[1]]
-    real = [example for example in examples if example.name != GENERATED]
+    real = [_seen(example, view) for example in examples.all if example.name != GENERATED]
     if len(real) >= 3:
         for example in real:
-            yield (
-                example.name,
-                fit([other for other in examples if other is not example], signs, seed).odds(example.rows),
-            )
+            network = fit([_seen(other, view) for other in examples.without(example.name)], seed)
+            yield example.name, network.odds(example.rows)
         return
+    made = [_seen(example, view) for example in examples.all if example.name == GENERATED]
     unseen = {example.name: np.zeros(len(example.same), np.float32) for example in real}
     for part in range(FOLDS):
-        network = fit([_rows_of(example, example.parts != part) for example in examples], signs, seed)
+        network = fit([*(example.where(example.parts != part) for example in real), *made], seed)
         for example in real:
             mine = example.parts == part
             unseen[example.name][mine] = network.odds(example.rows[mine])
     yield from unseen.items()
 
 
-def _rows_of(example: Example, mask: npt.NDArray[np.bool_]) -> Example:
-    return Example(
-        example.name,
-        example.rows[mask],
-        example.same[mask],
-        example.parts[mask],
-        example.cosine[mask],
-        example.met[mask],
-    )
-
-
-def fit(examples: Sequence[Example], signs: Floats, seed: int) -> Network:
-    """Learn a network that is monotone in every feature whose sign is not 0."""
+def fit(examples: Sequence[Example], seed: int) -> Network:
+    """Learn a network that is monotone in every feature of FEATURES. What comes after them, vectors, may do either."""
     import torch
 
     torch.set_num_threads(
@@ -364,6 +205,7 @@ def fit(examples: Sequence[Example], signs: Floats, seed: int) -> Network:
     if not examples:
         raise ConfigError("a part of the pairs has one kind only: more pairs of both kinds are needed")
     rows = np.vstack([example.rows for example in examples])
+    signs = np.append(_SIGNS, np.zeros(rows.shape[1] - len(_SIGNS), np.float32))
     mean, scale = rows.mean(axis=0), 1 / (rows.std(axis=0) + 1e-3)
     inputs = torch.from_numpy(np.clip((rows - mean) * scale, -FARTHEST, FARTHEST))
     labels = torch.from_numpy(np.concatenate([example.same for example in examples]).astype(np.float32))
@@ -416,9 +258,9 @@ def calibrate(examples: Sequence[Example], unseen: Mapping[str, Floats]) -> Floa
     Each source counts the same, and has an offset of its own while the slope is fitted: how many near pairs have the
     same answer differs more between domains than anything a pair can show. The offset kept is that of a middling one.
     """
-    met = [example for example in examples if example.name in unseen and example.met.any()]
+    met = [example for example in examples if example.met.any()]
     if not met:
-        return np.array([1, 0], np.float32)
+        return UNCALIBRATED
     sizes = [int(example.met.sum()) for example in met]
     odds = np.concatenate([unseen[example.name][example.met] for example in met]).astype(np.float64)
     same = np.concatenate([example.same[example.met] for example in met])
