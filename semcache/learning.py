@@ -20,11 +20,11 @@ from typing import Any, Protocol, TypeVar
 from cachetools import LRUCache
 
 from semcache.cache.bound import group_of
-from semcache.cache.compare import Cuts, Texts, compare_texts, compare_vectors, joined, pieces_of
+from semcache.cache.compare import Cuts, Texts, compare_texts, compare_vectors, embed_answer
 from semcache.cache.guards import find_veto
 from semcache.cache.store_evidence import HOUR_S, ShadowCount, ShadowKey
 from semcache.config import AnswersJudge, Match, Route
-from semcache.errors import CacheFault, TooLong
+from semcache.errors import CacheFault
 from semcache.planning import Plan
 from semcache.shadow import ShadowRequest, shadow_request, was_looked_up
 from semcache.types import Answer, Considered, Entry, Finding, How, Observation, Occasion, Reason, Usage, Vector
@@ -43,7 +43,7 @@ FLUSH_S = 1.0  # what a crash may lose
 EMBED_S = 5.0  # for a piece of an answer: later than that, questions have better use for the embedder
 BUSY_S = 0.02  # between two looks whether questions still wait
 PATIENCE_S = 5.0  # with questions that keep waiting: then the answer is dropped
-REST = 1.0  # after a piece, times what it took: comparing has one session at most half of the time
+REST = 1.0  # after a piece, times what it took: comparing has one thread at most half of the time
 KEPT_VECTORS = 1024  # of answers: popular ones are compared again and again; 1.6 KB each
 
 
@@ -256,21 +256,19 @@ class Learning:
         known = self._vectors.get(digest)
         if known is not None:
             return known
-        pieces = pieces_of(text)
-        if not pieces:
-            return None
-        vectors = []
-        for piece in pieces:
-            await self._let_questions_pass()
-            begun = perf_counter()
-            try:
-                vectors.append(await self._embedder.embed(piece, _as_it_is, EMBED_S, remember=False))
-            except TooLong:
-                return None
-            took_s = perf_counter() - begun
-            self._seconds += took_s
-            await self._pause(REST * took_s)
-        self._vectors[digest] = vector = joined(vectors)
+        vector = await embed_answer(text, self._embed_in_turn)
+        if vector is not None:
+            self._vectors[digest] = vector
+        return vector
+
+    async def _embed_in_turn(self, piece: str) -> Vector:
+        """After the questions that wait, and with a rest afterwards. Raises as `_vector`, and TooLong."""
+        await self._let_questions_pass()
+        begun = perf_counter()
+        vector: Vector = await self._embedder.embed(piece, _as_it_is, EMBED_S, remember=False)
+        took_s = perf_counter() - begun
+        self._seconds += took_s
+        await self._pause(REST * took_s)
         return vector
 
     async def _let_questions_pass(self) -> None:

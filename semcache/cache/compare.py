@@ -1,7 +1,7 @@
 """COMPARE: does a fresh answer say what a stored one says? Doubt is no evidence.
 
 Three steps, each only where the one before left a doubt: the texts (equal but for blanks, or JSON that says the same),
-then the vectors of both, then a judge model, which is asked elsewhere. Here are the first two, as plain functions.
+then the vectors of both, then a judge model, which is asked elsewhere. Here are the first two.
 
 Vectors see topics, not details, so where both answers are short the guards have a say as well: another number, date or
 direction is another answer. In long answers the same details stand in other words and places, and an objection only
@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import orjson
 
 from semcache.cache.guards import find_veto
+from semcache.errors import TooLong
 from semcache.types import Vector
 
 SHORT_CHARS = 200  # up to a sentence or two: a detail that differs is the answer
@@ -78,6 +79,20 @@ def compare_vectors(texts: Texts, similarity: float, cuts: Cuts) -> bool | None:
     if find_veto(fresh, stored, _NAMES if is_short else _DETAILS) is not None:
         return None
     return True if similarity >= cuts.alike else None  # NaN is a doubt, too
+
+
+async def embed_answer(text: str, embed: Callable[[str], Awaitable[Vector]]) -> Vector | None:
+    """One vector for an answer of any length, piece by piece; None: the model cannot read it, or it is too long.
+
+    Raises what `embed` raises but TooLong.
+    """
+    pieces = pieces_of(text)
+    if not pieces:
+        return None
+    try:
+        return joined([await embed(piece) for piece in pieces])
+    except TooLong:
+        return None
 
 
 def pieces_of(text: str) -> list[str] | None:

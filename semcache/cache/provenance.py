@@ -17,9 +17,9 @@ from typing import Protocol
 
 from cachetools import LRUCache
 
-from semcache.cache.compare import Cuts, compare_texts, compare_vectors, joined, pieces_of
+from semcache.cache.compare import Cuts, compare_texts, compare_vectors, embed_answer
 from semcache.cache.policy import Ruling
-from semcache.errors import CacheFault, TooLong
+from semcache.errors import CacheFault
 from semcache.types import Entry, Vector
 
 
@@ -47,20 +47,21 @@ async def say_the_same(fresh: str, stored: str, embedder: Embeds, cuts: Cuts) ->
 
     Answers in other words take the embedder some milliseconds.
     """
-    verdict = compare_texts(fresh, stored)
-    if isinstance(verdict, bool):
-        return verdict
-    vectors: list[Vector] = []
+
+    async def embed(piece: str) -> Vector:
+        return await embedder.embed(piece, lambda vector: vector)
+
+    texts = await asyncio.to_thread(compare_texts, fresh, stored)
+    if isinstance(texts, bool):
+        return texts
     try:
-        for text in verdict:
-            pieces = pieces_of(text)
-            if not pieces:
-                return False
-            vectors.append(joined([await embedder.embed(piece, lambda vector: vector) for piece in pieces]))
-    except (CacheFault, TooLong):
+        vectors = [await embed_answer(text, embed) for text in texts]
+    except CacheFault:
+        return False
+    if vectors[0] is None or vectors[1] is None:
         return False
     similarity = float(vectors[0] @ vectors[1])
-    return await asyncio.to_thread(compare_vectors, verdict, similarity, cuts) is True
+    return await asyncio.to_thread(compare_vectors, texts, similarity, cuts) is True
 
 
 def vouchers_of(writer: str, replaced: Entry | None, agrees: bool) -> tuple[str, ...]:
