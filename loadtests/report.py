@@ -11,7 +11,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import NormalDist
 from string import Template
 from typing import Any
 
@@ -19,23 +18,12 @@ import numpy as np
 
 from loadtests import charts
 from loadtests.driver import Result, Run
+from semcache.shadow import wilson as wilson  # one formula for the reports of servers and of load tests
 from semcache.types import Tier
 
 PERCENTILES = (50, 90, 95, 99, 99.9)
 SHOWN_FALSE_HITS = 200  # on the page; the JSON has all
 _PAGE = Path(__file__).with_name("report.html")
-
-
-def wilson(events: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The interval that holds the true rate with this confidence; (0, 1) when nothing was tried."""
-    if not trials:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    rate = events / trials
-    middle = rate + z * z / (2 * trials)
-    spread = z * (rate * (1 - rate) / trials + z * z / (4 * trials * trials)) ** 0.5
-    scale = 1 + z * z / trials
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
 
 
 def summarize(run: Run, about: Mapping[str, Any] | None = None) -> dict[str, Any]:
