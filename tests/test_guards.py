@@ -1,6 +1,7 @@
 """What all guards have in common; each has its own file of pairs, test_guard_NAME.py."""
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 from semcache.cache.guards import GUARDS, READERS, find_veto, prepare
 from semcache.types import Reason
@@ -25,7 +26,7 @@ def test_preparing_reads_for_every_guard_and_minds_no_name_that_is_none() -> Non
 
 def test_many_threads_read_what_one_reads() -> None:
     texts = [f"{text} ({number})" for number in range(50) for pair in GUARD_PAIRS for text in pair]
-    pairs = list(zip(texts, texts[1:], strict=False))
+    pairs = list(pairwise(texts))
     with ThreadPoolExecutor(4) as threads:
         for text in texts:
             threads.submit(prepare, text, GUARDS)
