@@ -107,7 +107,9 @@ class Explaining:
             plan.ask, plan.scope, plan.key, ruling, [item.key for item in plan.items]
         )
         context = await asyncio.to_thread(view_context, plan.ask.context)
-        return self._report(plan, ruling, evidence, context, assumed)
+        found = evidence.finding.match
+        is_circle = found is not None and not plan.items and await self._pipeline.turns_in_a_circle(plan, found)
+        return self._report(plan, ruling, evidence, context, assumed, is_circle)
 
     def recall(self, request_id: str) -> Mapping[str, Any]:
         """What is known of a request that is over. Raises ClientError 404."""
@@ -160,11 +162,15 @@ class Explaining:
         return tenant, newest[1], assumed
 
     def _report(
-        self, plan: Plan, ruling: Ruling, evidence: Evidence, context: Sequence[Member], assumed: Sequence[str]
+        self,
+        plan: Plan,
+        ruling: Ruling,
+        evidence: Evidence,
+        context: Sequence[Member],
+        assumed: Sequence[str],
+        is_circle: bool,
     ) -> Mapping[str, Any]:
         learned = self._pipeline.learned(plan)
-        found = evidence.finding.match
-        is_circle = found is not None and not plan.items and self._pipeline.turns_in_a_circle(plan, found)
         is_fetched = self._pipeline.is_being_fetched(plan)
         verdict, reason = decide(plan, ruling, evidence, learned, is_fetched, is_circle)
         error = plan.targets if isinstance(plan.targets, SemcacheError) and verdict is not Verdict.HIT else None

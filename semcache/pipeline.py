@@ -18,6 +18,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from time import monotonic
 from typing import Protocol
 
@@ -48,13 +49,14 @@ from semcache.types import (
     Vector,
     Verdict,
 )
-from semcache.wire.dialect import BatchDialect, Reading, SpokenDialect
+from semcache.wire.dialect import BatchDialect, Dialect, Reading, SpokenDialect
 from semcache.wire.recording import Recording
 
 log = logging.getLogger(__name__)
 
 LEARNED_S = 60.0  # how long a request whose answer could not be kept runs without waiting for others
 PUTS_AT_ONCE = 256  # of one batch: two of the largest, put at once, would fill the store's queue and lose their rest
+READ_INLINE_BYTES = 32 * 1024  # of a stored answer: one of 1 MB takes 25 ms to read, the first time
 SAID = 4096  # answers of which it is remembered what they say, at 200 bytes each
 JSON_ACK_S = 0.05  # a JSON answer waits this long for the store's word, to say `stored`; then it leaves without
 
@@ -146,11 +148,13 @@ class Pipeline:
             return await self._respond_to_batch(plan, ruling, source, outcome)
         match = self._lookup.find_in_memory(plan.key, ruling) if ruling.skip_lookup is None else None
         if match is not None and ruling.may_serve:  # nine of ten hits, and nothing was waited for
-            return self._answer_with(plan, ruling, match, source, outcome)
+            if not plan.ask.turns:
+                return self._serve(plan, ruling, match, source, outcome)
+            return await self._answer_with(plan, ruling, match, source, outcome)
         finding = await self._look_up(plan, ruling, outcome)
         match = finding.match
         if match is not None and ruling.may_serve:
-            return self._answer_with(plan, ruling, match, source, outcome)
+            return await self._answer_with(plan, ruling, match, source, outcome)
         outcome.reason = finding.reason if match is None else Reason.EXPLORING
         outcome.similarity = finding.best_similarity if match is None else match.similarity
         if ruling.only_if_cached:
@@ -247,22 +251,24 @@ class Pipeline:
         reasons = [finding.reason for finding in findings if finding.match is None]
         return [finding.match for finding in findings], reasons[0] if reasons else None
 
-    def turns_in_a_circle(self, plan: Plan, match: Match) -> bool:
+    async def turns_in_a_circle(self, plan: Plan, match: Match) -> bool:
         """Whether the stored answer is what the assistant said last in this conversation: it asks again because that
-        did not help, as a stuck agent does. What an entry says is read once, on the event loop, as for playing it.
+        did not help, as a stuck agent does. What an entry says is read once, a long one on a thread.
         """
         last = said_last(plan.ask.turns)
         if not last:
             return False
         entry = match.entry
         if entry.id not in self._said:
-            said = plan.dialect.spoken(entry.answer) if isinstance(plan.dialect, SpokenDialect) else None
-            self._said[entry.id] = None if said is None else digest_of(said)
+            is_long = entry.answer.size_bytes > READ_INLINE_BYTES
+            read = partial(_digest_said, plan.dialect, entry.answer)
+            self._said[entry.id] = said = await asyncio.to_thread(read) if is_long else read()
+            return said == digest_of(last)  # others may have pushed it out meanwhile
         return self._said[entry.id] == digest_of(last)
 
-    def _answer_with(self, plan: Plan, ruling: Ruling, match: Match, source: Source, outcome: Outcome) -> Reply:
+    async def _answer_with(self, plan: Plan, ruling: Ruling, match: Match, source: Source, outcome: Outcome) -> Reply:
         """Serve what was found, unless it would keep an agent turning in a circle: then a fresh answer is fetched."""
-        if plan.ask.turns and not ruling.only_if_cached and self.turns_in_a_circle(plan, match):
+        if not ruling.only_if_cached and await self.turns_in_a_circle(plan, match):
             outcome.reason = Reason.LOOP
             outcome.similarity = match.similarity
             return self._forward(
@@ -545,6 +551,11 @@ class Pipeline:
 
 # Answers to the same request will most likely be refused again for these.
 _LASTING = frozenset({Unstorable.FINISH, Unstorable.TOOL_CALLS, Unstorable.TOO_LARGE, Unstorable.EMPTY})
+
+
+def _digest_said(dialect: Dialect, answer: Answer) -> bytes | None:
+    said = dialect.spoken(answer) if isinstance(dialect, SpokenDialect) else None
+    return None if said is None else digest_of(said)
 
 
 def _not_cached() -> ClientError:
