@@ -18,7 +18,6 @@ from semcache.cache.guards import GUARDS
 from semcache.cache.lookup import Asked, Embedder, Index, Lookup, judge_age, probability_of
 from semcache.cache.policy import Ruling
 from semcache.cache.store_log import Home
-from semcache.cache.verify import is_near_enough
 from semcache.errors import CacheFault, TooLong
 from semcache.types import Ask, Candidate, Entry, Finding, Key, Reason, Scope
 
@@ -183,7 +182,7 @@ class Explainer:
         asks_judge = (ruling.judge is not None or limits is not None) and lookup.has_judge
         return Neighbour(
             similarity=candidate.similarity,
-            is_near_enough=is_near_enough(candidate, ruling),
+            is_near_enough=candidate.similarity >= ruling.threshold,
             turns_similarity=round(past_similarity(asked.past, entry), 6) if ruling.compares_turns else None,
             guards=hear_guards(asked.question, entry.question or "", ruling.guards),
             judged=probability_of(lookup.judge_odds(asked, entry)) if asks_judge else None,

@@ -1,8 +1,11 @@
-"""LOOKUP: the exact tier, then the semantic one: embed, search, read, verify.
+"""LOOKUP and VERIFY: the exact tier, then the semantic one: embed, search, read, and hear who objects.
 
 The exact tier is a dict and a memory of recent entries, so most exact hits never leave the event loop. The semantic
 tier hands over to an embedding thread once, which also searches. An entry is believed only after the store has read
-and verified it; an entry that is gone or expired by then was never there.
+and checked it; an entry that is gone or expired by then was never there.
+
+A candidate becomes a match when nothing speaks against it (`find_objection`) and enough speaks for it: its similarity,
+or under an error bound the evidence (bound.py). Doubt about an answer is a miss.
 """
 
 from __future__ import annotations
@@ -18,13 +21,12 @@ from numpy.typing import NDArray
 
 from semcache.cache.bound import Bound, group_of
 from semcache.cache.conversation import NO_PAST, Past, find_context_objection, read_past
-from semcache.cache.guards import prepare
+from semcache.cache.guards import find_veto, prepare
 from semcache.cache.kinship import Kin
 from semcache.cache.policy import Ruling
 from semcache.cache.provenance import may_be_given
 from semcache.cache.quarantine import Quarantine
 from semcache.cache.reranker import Rerankers
-from semcache.cache.verify import find_objection
 from semcache.cache.witnesses import Neighbour, read_witnesses
 from semcache.errors import RerankerFault, TooLong
 from semcache.types import (
@@ -342,7 +344,9 @@ class Lookup:
         is_equal = entry.key.exact == asked.key.exact
         if not is_equal and self._quarantine.refuses(entry.key.exact, asked.key.exact, candidate.similarity):
             return Reason.FEEDBACK
-        if objection := find_objection(asked.question, entry, ruling):
+        if entry.question is None:
+            return Reason.NO_ENTRY
+        if objection := find_veto(asked.question, entry.question, ruling.guards):
             return objection
         if objection := find_context_objection(asked.past, entry, ruling):
             return objection
