@@ -563,7 +563,7 @@ async def test_a_question_that_the_error_bound_refuses_tells_what_is_missing(tmp
         assert (report["verdict"], report["reason"]) == ("miss", "bound")
         assert report["summary"].endswith(
             "may serve, but the evidence does not prove at most 5 % of hits wrong (match.max_error): "
-            "there are 0 comparisons for this scope and 0 in all; 59 without an error are the least."
+            "there are 0 comparisons for this scope and 0 in all; 60 without an error are the least."
         )
         far = await desk.explain("When will it rain on my train please")
         assert "is too far away: below 0.6 none is weighed" in far["summary"]

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import compress
-from math import exp, isfinite
+from math import ceil, exp, isfinite
 from typing import NamedTuple
 
 import numpy as np
@@ -211,7 +211,7 @@ class Bound:
     def opinion(self, group: bytes, max_error: float) -> Opinion:
         own = self._groups.get(group) or _Evidence()
         cut, _, is_own = self._standing(own, max_error)
-        needed = int(calibration.upper_rate(0, 1_000_000) * 1_000_000 / max_error)
+        needed = ceil(calibration.upper_rate(0, 1_000_000) * 1_000_000 / max_error)
         return Opinion(len(own.pairs), len(self._everywhere.pairs), cut, is_own, needed)
 
     def paid(self, usd: float) -> None:
