@@ -169,3 +169,13 @@ async def test_a_faulty_embedder_is_no_finding(lookup: Lookup, embedder: WordsEm
     embedder.fault = RuntimeError("broken")
     with pytest.raises(EmbedderFault):
         await find(lookup)
+
+
+@pytest.mark.parametrize("personal, found", [("exact", None), ("private", None), ("serve", "entry-1")])
+async def test_what_was_stored_of_somebody_before_it_was_told_apart_answers_nobody_by_meaning(
+    lookup: Lookup, shelf: Shelf, personal: str, found: str | None
+) -> None:
+    shelf.add(PARCEL + " ann.miller@mailbox.org")
+    settings = MatchSettings(personal=personal, guards=(), threshold=0.7)  # type: ignore[arg-type]
+    ruled = rule(ASK, Cache(ttl=60, grace=30), settings)
+    assert await find(lookup, ruled) == (found, None if found else Reason.PERSONAL)

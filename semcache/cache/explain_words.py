@@ -181,6 +181,8 @@ def _why_not(reason: Reason, evidence: Evidence, ruling: Ruling, learned: Unstor
             f"the question is personal: {ruling.personal}, and the request names no user, so it is neither looked up "
             "nor kept (match.personal: private)"
         )
+    if reason is Reason.PERSONAL and ruling.exact_only is None:
+        return "the nearest stored question is personal, so its answer is for the user who asked it alone"
     if reason in _EXACT_ONLY:
         return f"{why_exact_only(ruling) or REASONS[reason]}, and none is stored"
     if reason is Reason.LEARNED and learned is not None:

@@ -23,6 +23,7 @@ from semcache.cache.bound import Bound, group_of
 from semcache.cache.conversation import NO_PAST, Past, find_context_objection, read_past
 from semcache.cache.guards import find_veto, prepare
 from semcache.cache.kinship import Kin
+from semcache.cache.personal import find_personal
 from semcache.cache.policy import Ruling
 from semcache.cache.provenance import may_be_given
 from semcache.cache.quarantine import Quarantine
@@ -339,7 +340,8 @@ class Lookup:
 
     def find_objection(self, asked: Asked, candidate: Candidate, entry: Entry, ruling: Ruling) -> Reason | None:
         """Why a candidate that is near enough must not answer: callers called it wrong, a guard has a veto, the turns
-        before differ, it is another tenant's and too few vouch for it, or the pair judge doubts it.
+        before differ, it is another tenant's and too few vouch for it, the pair judge doubts it, or it is for one
+        person: stored by a version, or under settings, that did not tell.
         """
         is_equal = entry.key.exact == asked.key.exact
         if not is_equal and self._quarantine.refuses(entry.key.exact, asked.key.exact, candidate.similarity):
@@ -354,8 +356,9 @@ class Lookup:
             return Reason.UNPROVEN
         if ruling.judge is not None and not is_equal:
             odds = self.judge_odds(asked, entry, guards_passed=ruling.asks_all_guards)
-            return None if odds >= log_odds(ruling.judge) else Reason.JUDGE  # which NaN is not
-        return None
+            if not odds >= log_odds(ruling.judge):  # NaN is not
+                return Reason.JUDGE
+        return Reason.PERSONAL if ruling.keeps_personal and find_personal(entry.question) else None
 
     async def standing(self, key: Key) -> Entry | None:
         """The entry that has this exact key now, whatever its age and whoever asks. Raises CacheFault."""

@@ -78,6 +78,7 @@ class Ruling:
     min_uses: int = 1
     asker: str = ""
     personal: Personal | None = None  # set: the answer is for one person, and so is the exact key
+    keeps_personal: bool = False  # what was stored for one person is not given to those who ask nearly the same
     learn_from: float = 1.0  # cosine: candidates from here on are judged, though they may not be served
     judge: float | None = None  # the least probability that the pair judge must give; None: it is not asked
     limits: Limits | None = None  # set: the error bound decides, in the place of the threshold
@@ -132,6 +133,7 @@ def rule(ask: Ask, cache: Cache, match: Match) -> Ruling:
         max_stale_s=None,
         context_threshold=match.context_threshold if match.context == "similar" and ask.turns else None,
         personal=personal,
+        keeps_personal=match.personal != "serve",
         learn_from=SHADOW_FLOOR if match.mode == "shadow" else 1.0,
         judge=match.judge if match.max_error is None else None,  # the bound has asked it already
         limits=_limits(match),
