@@ -157,7 +157,8 @@ class Cache:
         """Return the answer that is stored for this question, or one that means the same, else what `fetch` brings.
 
         `context`: everything else that decides the answer, as a JSON value: it must be equal for an answer to be
-        shared, and so must `model` (which also picks the route), `tenant` and `namespace`. `user`: for `purge` alone.
+        shared, and so must `model` (which also picks the route), `tenant` and `namespace`. `user`: for `purge`, and
+        whose the answer to a personal question is (`match.personal`).
         `cache_control` and `semcache_control` take what the proxy's request headers of these names take.
 
         Raises what `fetch` raises, ClientError for a control that cannot be read or, with `only-if-cached`, where
