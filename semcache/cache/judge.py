@@ -1,10 +1,10 @@
 """VERIFY: the pair judge sees both questions and says how probable it is that the stored answer serves.
 
-A cosine knows how near two questions are, not where they differ. The judge adds how their words meet
-(judge_features.py) and what the guards say, which to it is no veto but one sign among others. Its weights
+A cosine knows how near two questions are, not where they differ. The judge adds what the guards say, which to it is no
+veto but one sign among others, and, where its weights have tables of words, how these meet (judge_features.py). Weights
 are one file of arrays, made by `semcache tune train` and read without torch; judge.md is about those that come with
-semcache. A file holds one network for questions as such, and may hold another that looks at their vectors too: that
-one is asked for vectors of the embedder it was trained with only.
+semcache, which look at the cosine and the guards alone. A file holds one network for questions as such, and may hold
+another that looks at their vectors too: that one is asked for vectors of the embedder it was trained with only.
 
 The first is monotone: more that two questions lack of each other never makes an answer more probable. So it cannot
 learn from one domain that a changed word is welcome, and be wrong about it in all others.

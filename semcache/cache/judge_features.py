@@ -1,9 +1,9 @@
 """What the pair judge looks at beside the vectors: how the words of two questions meet, as a row of numbers.
 
 Each word has a weight, how much it tells (of "please" nothing, of "refund" much), and a short vector, so that "buy"
-meets "purchase" half-way where equal words meet fully; both come with the judge's weights. A question is read once and
-remembered; all stored questions of a call are then compared with the asked one by a few operations on whole arrays.
-Every number is the same when the two questions change places.
+meets "purchase" half-way where equal words meet fully; both come with weights that look at words. A question is read
+once and remembered; all stored questions of a call are then compared with the asked one by a few operations on whole
+arrays. Every number is the same when the two questions change places.
 """
 
 from __future__ import annotations

@@ -36,18 +36,10 @@ class RecentRows:
         start = self._seen % len(self._rows)
         return np.concatenate((self._rows[start:], self._rows[:start]))
 
-    def replace(self, rows: Rows) -> None:
-        """These are all, the oldest first. No more than there may be."""
-        self._lay_out(rows, max(len(self._rows), len(rows)))
-
     def _lay_out(self, rows: Rows, room: int) -> None:
         self._rows = np.empty((room, self._rows.shape[1]), np.float32)
         self._rows[: len(rows)] = rows
         self._seen = len(rows)
-
-    @property
-    def is_full(self) -> bool:
-        return self._seen >= self._most
 
     @property
     def nbytes(self) -> int:
