@@ -4,8 +4,8 @@
 seen it, so that nothing is judged by what it was learned from. `choose_cut` then looks for the lowest cut whose error
 is below the bound with confidence: the learn-then-test recipe (Angelopoulos et al. 2021; conformal risk control,
 Angelopoulos et al. 2022). Cuts are tried from the strictest down and the lowest that passes is taken, though a stricter
-one may have failed for want of observations. So the confidence is that of each test by itself; tests/test_calibration.py
-simulates what that comes to.
+one may have failed for want of observations. So the confidence is that of each test by itself;
+tests/test_calibration.py simulates what that comes to.
 
 The observations are no random sample of hits: requests below the cut are all observed, those above only when they are
 explored. Given its score, though, whether a candidate is right does not depend on whether it was looked at. So hits are

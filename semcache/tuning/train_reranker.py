@@ -44,9 +44,7 @@ LEAST_PAIRS = 500  # fewer move nothing but the head
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the new model.")
 @click.option("--only", multiple=True, metavar="NAME", help="Train on this file, such as stream_shop; * allowed.")
 @click.option("--hold-out", multiple=True, metavar="NAME", help="Measure on this file, and do not train on it.")
-@click.option(
-    "--start", metavar="FOLDER", help="Go on from this cross-encoder instead of the default embedder."
-)
+@click.option("--start", metavar="FOLDER", help="Go on from this cross-encoder instead of the default embedder.")
 @click.option("--pairs", type=click.IntRange(LEAST_PAIRS), default=40_000, show_default=True, help="To train on.")
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), help="To train for, at most.")
 @click.option("--rate", type=float, default=3e-5, show_default=True, help="Largest learning rate.")
