@@ -118,12 +118,12 @@ def _decided_by(route: Mapping[str, Any]) -> str:
 
 def _bound(max_error: float, bound: Mapping[str, Any]) -> str:
     """What the evidence supports, in words."""
-    whose = "of this scope" if bound["is_own"] else "of all scopes together"
+    whose = "of this scope" if bound["is_own"] else "of all scopes of the tenant"
     aim = f"at most {percent(max_error)} of hits wrong"
     if bound["cut"] is None:
         return (
             f"{aim}: not supported by the evidence, so nothing is served by meaning; "
-            f"{bound['observed']:,} comparisons here, {bound['observed_everywhere']:,} in all, and {bound['needed']:,} "
+            f"{bound['observed']:,} comparisons here, {bound['observed_of_tenant']:,} in all, and {bound['needed']:,} "
             "without an error are the least that would prove it"
         )
     return (

@@ -320,7 +320,7 @@ def _bound(opinion: Opinion) -> Mapping[str, Any]:
     cut = opinion.cut
     return {
         "observed": opinion.observed,
-        "observed_everywhere": opinion.observed_everywhere,
+        "observed_of_tenant": opinion.observed_of_tenant,
         "needed": opinion.needed,
         "is_own": opinion.is_own,
         "cut": cut and round(probability_of(cut.score), 6),

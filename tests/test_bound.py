@@ -19,8 +19,10 @@ from semcache.cache.witnesses import NAMES, Record
 from semcache.types import How, Observation, Occasion, Reason, Scope
 from tests.fakes import Clock
 
-GROUP = b"shop".ljust(16)
-OTHERS = b"others".ljust(16)
+TENANT = b"acme".ljust(8)
+GROUP = TENANT + b"shop".ljust(8)
+OTHERS = TENANT + b"others".ljust(8)
+ANOTHERS = b"elsewhere".ljust(16)  # of another tenant
 ONE_PERCENT = Limits(0.01, 0.05)
 Chance = Callable[[], float]
 
@@ -154,7 +156,7 @@ async def test_the_first_request_of_a_new_group_breaks_no_fit() -> None:
 # Whose evidence
 
 
-async def test_a_new_group_is_served_by_everybodys_evidence() -> None:
+async def test_a_new_group_is_served_by_its_tenants_evidence() -> None:
     bound = new_bound()
     await taught(Traffic(bound).good(group=OTHERS), bound)
     assert strong(bound).reason is None
@@ -162,7 +164,7 @@ async def test_a_new_group_is_served_by_everybodys_evidence() -> None:
     assert bound.opinion(OTHERS, 0.01).is_own
 
 
-async def test_a_group_whose_own_evidence_is_bad_is_not_served_by_everybodys() -> None:
+async def test_a_group_whose_own_evidence_is_bad_is_not_served_by_its_tenants() -> None:
     bound = new_bound()
     traffic = Traffic(bound)
     await taught([*traffic.good(5000, OTHERS), *traffic.bad(60)], bound)
@@ -194,15 +196,29 @@ async def test_an_explored_hit_of_a_new_group_that_was_wrong_is_looked_into_at_o
     assert strong(bound, OTHERS).reason is None
 
 
+async def test_no_tenant_is_served_by_what_another_has_brought() -> None:
+    bound = new_bound()
+    await taught(Traffic(bound).good(3000, ANOTHERS), bound)
+    assert strong(bound, ANOTHERS).reason is None
+    assert strong(bound).reason is Reason.BOUND
+    assert bound.opinion(GROUP, 0.01).observed_of_tenant == 0
+
+
 async def test_groups_forgotten_are_groups_without_evidence() -> None:
     bound = new_bound()
     traffic = Traffic(bound)
     await taught(traffic.good(1600), bound)
-    for number in range(GROUPS):
-        strong(bound, number.to_bytes(16, "big"))
+    await taught([traffic.seen(6.0, True, group=TENANT + number.to_bytes(8, "big")) for number in range(GROUPS)], bound)
     assert bound.stats()["groups"] == GROUPS
     assert bound.opinion(GROUP, 0.01).observed == 0
-    assert strong(bound).reason is None  # everybody's evidence has kept what it brought
+    assert strong(bound).reason is None  # the tenant's evidence has kept what it brought
+
+
+async def test_asking_in_made_up_namespaces_pushes_no_group_out() -> None:
+    bound = await open_bound(never)
+    for number in range(2 * GROUPS):
+        strong(bound, TENANT + number.to_bytes(8, "big"))
+    assert bound.opinion(GROUP, 0.01).observed > 0
 
 
 def test_a_groups_name_tells_apart_whose_traffic_it_is_and_nothing_else() -> None:
@@ -271,13 +287,13 @@ async def test_no_money_is_no_exploring_at_all() -> None:
 async def test_a_preview_leaves_no_trace() -> None:
     bound = await open_bound(always)
     features = Traffic(bound).features(6.0)
-    before = bound.stats(), len(bound._everywhere.traffic), bound._credit
-    stranger = b"stranger".ljust(16)
+    before = bound.stats(), len(bound._homes[TENANT].traffic), bound._credit
+    stranger = TENANT + b"stranger"
     for group in (GROUP, stranger):
         assert bound.preview(group, features, Limits(0.01, 0.5)).reason is None
         assert bound.preview(group, features, Limits(0.03, 0.5)).reason is Reason.BOUND  # no bound that is asked for
     bound.opinion(stranger, 0.04)
-    assert (bound.stats(), len(bound._everywhere.traffic), bound._credit) == before
+    assert (bound.stats(), len(bound._homes[TENANT].traffic), bound._credit) == before
 
 
 # Drift
@@ -407,10 +423,10 @@ async def test_a_fit_that_fails_leaves_what_the_last_one_said() -> None:
         bound.observe(traffic.good(1000))
         await bound.idle()
         assert strong(bound).reason is None
-        bound._everywhere.pairs = RecentRows(2, 100)  # rows of another shape, which no fit can read
+        bound._homes[TENANT].pairs = RecentRows(2, 100)  # rows of another shape, which no fit can read
         for _ in range(60):
-            bound._everywhere.pairs.append((1.0, 1.0))
-        bound._everywhere.new = WINDOW
+            bound._homes[TENANT].pairs.append((1.0, 1.0))
+        bound._homes[TENANT].new = WINDOW
         bound._call_for_a_fit()
         await bound.idle()
         assert bound.stats()["faults"] == 1
@@ -425,7 +441,7 @@ async def test_what_comes_during_a_fit_is_learned_by_the_next() -> None:
             await asyncio.sleep(0)
         await bound.idle()
         assert bound.stats()["observations"] == 3000
-        assert not bound._everywhere.is_due
+        assert not bound._homes[TENANT].is_due
         assert strong(bound).reason is None
 
 

@@ -6,10 +6,11 @@ three kinds. A request that is forwarded anyhow brings its fresh answer for free
 Of would-be hits a small share is forwarded all the same: more of those near the cut, where most is to be learned, and
 some of the sure ones, to stay sure. What callers say of hits goes into the record of the entry.
 
-Evidence is learned from in two places: the traffic of one scope (its group), and everything together. A group follows
-its own evidence once that suffices; before, it follows everybody's, unless its own speaks against it. Where neither
-supports the bound, nothing is served by meaning. Should explored hits be wrong more often than allowed, the cut aims
-lower until they are not, so that a change in traffic is felt before its evidence is complete (adaptive conformal
+Evidence is learned from in two places: the traffic of one scope (its group), and that of all scopes of its tenant. A
+group follows its own evidence once that suffices; before, it follows its tenant's, unless its own speaks against it. No
+tenant learns from another, for what one's answers agree on says nothing of the other's, and could be made up. Where
+neither supports the bound, nothing is served by meaning. Should explored hits be wrong more often than allowed, the cut
+aims lower until they are not, so that a change in traffic is felt before its evidence is complete (adaptive conformal
 inference: Gibbs and Candes 2021). That a bound is kept per served answer, and not per request, is what sets this apart
 from vCache (Schroeder et al. 2025), whose learned threshold for each entry it otherwise follows.
 
@@ -47,12 +48,13 @@ TRAFFIC = 2000  # recent would-be hits that the strata are weighed by
 REFIT_AT_LEAST = 50  # new observations between two fits of a group, or
 REFIT_SHARE = 50  # one for this many there are: a fit of 6,000 takes 20 ms of a thread
 PRECISION = 1.0  # of the prior: one standard step of a feature is worth a factor of e either way
-GROUP_PRECISION = 10.0  # of a group's prior, which is what everybody's evidence says
+GROUP_PRECISION = 10.0  # of a group's prior, which is what the evidence of all its tenant's groups says
 NEAR = 1.0  # log-odds above the cut: there a hit is explored more often
 NEAR_TIMES = 2.0  # ... by this factor, and further up by the next, of `match.explore`
 FAR_TIMES = 0.5
 CREDIT = 10.0  # explorations that may be saved up: with one, chance would leave a third of the share unused
-GROUPS = 200  # with evidence of their own; 0.45 MB each when full, 90 MB in all
+GROUPS = 200  # with evidence of their own, and as many tenants; 0.45 MB each when full, 180 MB in all
+HOME_BYTES = 8  # of a group's name: those of its tenant
 RECORDS = 50_000  # entries
 STEP = 0.005  # how fast explored hits move what the cut aims at
 LOWEST_AIM = 0.25  # of max_error
@@ -64,9 +66,14 @@ RECALL_FIT = 2000  # ... and so many between two fits meanwhile
 
 
 def group_of(scope: Scope) -> bytes:
-    """16 bytes that name the traffic of a scope, and do not tell whose it is."""
-    text = "\0".join((scope.tenant, scope.namespace, scope.dialect, scope.endpoint, scope.model))
-    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16, person=b"semcache-group").digest()
+    """16 bytes that name the traffic of a scope, and do not tell whose it is. The first 8 are the same for all scopes
+    of a tenant, or of all who share."""
+    rest = "\0".join((scope.namespace, scope.dialect, scope.endpoint, scope.model))
+    return _name(scope.tenant) + _name(rest)
+
+
+def _name(text: str) -> bytes:
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8, person=b"semcache-group").digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +101,7 @@ class Opinion(NamedTuple):
     """What the evidence of a group supports, for people."""
 
     observed: int  # in the group
-    observed_everywhere: int
+    observed_of_tenant: int  # in all groups of its tenant
     cut: Cut | None
     is_own: bool  # it rests on the group's own evidence
     needed: int  # comparisons without an error that would prove the bound, at least
@@ -115,11 +122,14 @@ class _Evidence:
     weights: Floats | None = None
     cuts: dict[float, Cut | None] = field(default_factory=dict)  # by max_error
     aims: dict[float, float] = field(default_factory=dict)  # by max_error: the share of it that is aimed at
-    is_doubted: dict[float, bool] = field(default_factory=dict)  # everybody's cut is wrong too often here
+    is_doubted: dict[float, bool] = field(default_factory=dict)  # the tenant's cut is wrong too often here
 
     @property
     def is_due(self) -> bool:
         return bool(len(self.pairs)) and self.new >= max(REFIT_AT_LEAST, len(self.pairs) // REFIT_SHARE)
+
+
+_NONE = _Evidence()  # of those that have none; nothing is ever added to it
 
 
 class Bound:
@@ -141,8 +151,8 @@ class Bound:
         self.kin = kin
         self._clock = clock
         self._chance = chance
-        self._everywhere = _Evidence()
-        self._groups: LRUCache[bytes, _Evidence] = LRUCache(GROUPS)
+        self._groups: LRUCache[bytes, _Evidence] = LRUCache(GROUPS)  # by what `group_of` says
+        self._homes: LRUCache[bytes, _Evidence] = LRUCache(GROUPS)  # by its first bytes
         self._records: LRUCache[bytes, Record] = LRUCache(RECORDS)
         self._bounds = set(bounds)  # every max_error that was asked for
         self._credit = 1.0  # explorations that the share allows, saved up to a few
@@ -165,16 +175,16 @@ class Bound:
             self._count["unsound"] += 1
             return _UNSOUND
         x: Floats = scaled(np.array([features]))[0]
-        own = self._group(group)
-        own.traffic.append(x)
-        self._everywhere.traffic.append(x)
+        for evidence in (self._groups.get(group), self._homes.get(group[:HOME_BYTES])):
+            if evidence is not None:  # only evidence makes a group: whoever makes up namespaces pushes none out
+                evidence.traffic.append(x)
         bound = limits.max_error
         if bound not in self._bounds:
             self._bounds.add(bound)
-            for evidence in (*self._groups.values(), self._everywhere):
+            for evidence in (*self._groups.values(), *self._homes.values()):
                 evidence.new = WINDOW  # fit for this bound, too
             self._call_for_a_fit()
-        decision, above_cut = self._judge(x, own, bound)
+        decision, above_cut = self._judge(x, group, bound)
         if decision.reason is not None:
             self._count["below_cut" if above_cut is not None else "without_evidence"] += 1
             return decision
@@ -195,11 +205,11 @@ class Bound:
         if not isfinite(sum(features)):
             return _UNSOUND
         x: Floats = scaled(np.array([features]))[0]
-        return self._judge(x, self._groups.get(group) or _Evidence(), limits.max_error)[0]
+        return self._judge(x, group, limits.max_error)[0]
 
-    def _judge(self, x: Floats, own: _Evidence, bound: float) -> tuple[Decision, float | None]:
+    def _judge(self, x: Floats, group: bytes, bound: float) -> tuple[Decision, float | None]:
         """Serve or refuse, and how far above the cut the candidate is; None: there is no cut."""
-        cut, weights, _ = self._standing(own, bound)
+        cut, weights, _ = self._standing(group, bound)
         if weights is None:
             return Decision(0.5, Reason.BOUND), None
         score = float(x @ weights)
@@ -209,10 +219,10 @@ class Bound:
         return Decision(probability, None if score >= cut.score else Reason.BOUND), score - cut.score
 
     def opinion(self, group: bytes, max_error: float) -> Opinion:
-        own = self._groups.get(group) or _Evidence()
-        cut, _, is_own = self._standing(own, max_error)
+        cut, _, is_own = self._standing(group, max_error)
         needed = ceil(calibration.upper_rate(0, 1_000_000) * 1_000_000 / max_error)
-        return Opinion(len(own.pairs), len(self._everywhere.pairs), cut, is_own, needed)
+        own = self._groups.get(group) or _NONE
+        return Opinion(len(own.pairs), len(self._home(group).pairs), cut, is_own, needed)
 
     def paid(self, usd: float) -> None:
         """An answer was fetched to learn, and cost this."""
@@ -227,26 +237,25 @@ class Bound:
     def _spent_today(self) -> float:
         return self._spent_usd if self._spent_day == int(self._clock() // DAY_S) else 0.0
 
-    def _group(self, group: bytes) -> _Evidence:
-        found = self._groups.get(group)
-        if found is None:
-            self._groups[group] = found = _Evidence()
-        return found
+    def _home(self, group: bytes) -> _Evidence:
+        """Of all scopes of the group's tenant together."""
+        return self._homes.get(group[:HOME_BYTES]) or _NONE
 
-    def _standing(self, own: _Evidence, bound: float) -> tuple[Cut | None, Floats | None, bool]:
+    def _standing(self, group: bytes, bound: float) -> tuple[Cut | None, Floats | None, bool]:
         """The cut that holds for a group, the weights it is meant for, and whether they are its own.
 
         1. Its own, where its evidence proves one.
-        2. None, where its evidence would have proved one by now, if there were one; or speaks against everybody's.
-        3. Everybody's.
+        2. None, where its evidence would have proved one by now, if there were one; or speaks against its tenant's.
+        3. That of all scopes of its tenant.
         """
+        own, home = self._groups.get(group) or _NONE, self._home(group)
         cut = own.cuts.get(bound)
         if cut is not None:
             return cut, own.weights, True
         could_have = len(own.pairs) * bound > 15  # five times what no error at all would prove the bound with
         if own.weights is not None and (could_have or own.is_doubted.get(bound)):
             return None, own.weights, True
-        return self._everywhere.cuts.get(bound), self._everywhere.weights, False
+        return home.cuts.get(bound), home.weights, False
 
     # Learning
 
@@ -256,7 +265,7 @@ class Bound:
         Some 15 us each, on the event loop: for many, there is `recall`.
         """
         self._take(observations)
-        if self._everywhere.is_due or any(own.is_due for own in self._groups.values()):
+        if any(evidence.is_due for evidence in (*self._homes.values(), *self._groups.values())):
             self._call_for_a_fit()
 
     async def recall(self, observations: Sequence[Observation]) -> None:
@@ -283,7 +292,10 @@ class Bound:
         told = np.array([(it.same, it.is_proposed) for it in fitting]).reshape(-1, 2)
         pairs = np.hstack((scaled(features), told), dtype=np.float32)
         for it, pair in zip(fitting, pairs, strict=True):
-            for evidence in (self._group(it.group), self._everywhere):
+            for evidence in (
+                self._groups.setdefault(it.group, _Evidence()),
+                self._homes.setdefault(it.group[:HOME_BYTES], _Evidence()),
+            ):
                 evidence.pairs.append(pair)
                 evidence.new += 1
                 if it.is_proposed:
@@ -329,49 +341,51 @@ class Bound:
             log.error("fitting the error bound failed unexpectedly: %s", type(exc).__name__)
 
     async def fit(self) -> None:
-        """Learn from what is new. Everybody's evidence first: it is what each group starts from."""
-        everywhere = self._everywhere
+        """Learn from what is new. The tenants' evidence first: it is what each group starts from."""
         async with self._fitting:
-            if everywhere.is_due and len(everywhere.pairs) >= REFIT_AT_LEAST:
-                await self._fit(everywhere, np.zeros(_WIDTH), PRECISION)
-            if everywhere.weights is None:
-                return
-            for own in [group for group in self._groups.values() if group.is_due]:
-                await self._fit(own, everywhere.weights, GROUP_PRECISION)
+            for home in [home for home in self._homes.values() if home.is_due]:
+                if len(home.pairs) >= REFIT_AT_LEAST:
+                    await self._fit(home, np.zeros(_WIDTH), PRECISION)
+            for group, own in [each for each in self._groups.items() if each[1].is_due]:
+                home = self._home(group)
+                if home.weights is not None:
+                    pairs = await self._fit(own, home.weights, GROUP_PRECISION)
+                    for bound in self._bounds:
+                        own.is_doubted[bound] = _is_doubted(home, pairs, bound)
 
-    async def _fit(self, evidence: _Evidence, prior: Floats, precision: float) -> None:
+    async def _fit(self, evidence: _Evidence, prior: Floats, precision: float) -> Rows:
+        """Return the pairs that it was fitted to."""
         evidence.new = 0
         pairs, traffic = evidence.pairs.copy(), evidence.traffic.copy()
         aims = {bound: bound * evidence.aims.get(bound, 1.0) for bound in self._bounds}
         evidence.weights, evidence.cuts = await asyncio.to_thread(
             _learn, pairs, traffic, prior, precision, evidence.weights, aims
         )
-        if evidence is not self._everywhere:
-            for bound in aims:
-                evidence.is_doubted[bound] = self._is_doubted(pairs, bound)
         self._count["fits"] += 1
-
-    def _is_doubted(self, pairs: Rows, bound: float) -> bool:
-        """Whether what everybody's cut would let pass here is wrong more often than allowed, beyond chance."""
-        cut, weights = self._everywhere.cuts.get(bound), self._everywhere.weights
-        if cut is None or weights is None:
-            return False
-        x, served, proposed = _apart(pairs)
-        passed = served[proposed & (x @ weights >= cut.score)]
-        return calibration.lower_rate(int(np.sum(passed == 0)), len(passed)) > bound
+        return pairs
 
     def stats(self) -> dict[str, float]:
-        cuts = [(bound, cut) for bound, cut in self._everywhere.cuts.items() if cut is not None]
+        homes = list(self._homes.values())
         return {
             **dict.fromkeys(_COUNTED, 0),
             **self._count,
             "groups": len(self._groups),
-            "observations": len(self._everywhere.pairs),
+            "observations": sum(len(home.pairs) for home in homes),
             "kin": len(self.kin),
-            "bounds": len(self._bounds),
-            "bounds_held": len(cuts),  # those that everybody's evidence supports
+            "bounds": len(self._bounds) * max(len(homes), 1),  # each for every tenant with evidence
+            "bounds_held": sum(cut is not None for home in homes for cut in home.cuts.values()),
             "spent_usd": self._spent_today(),
         }
+
+
+def _is_doubted(home: _Evidence, pairs: Rows, bound: float) -> bool:
+    """Whether what the tenant's cut would let pass in a group is wrong more often than allowed, beyond chance."""
+    cut, weights = home.cuts.get(bound), home.weights
+    if cut is None or weights is None:
+        return False
+    x, served, proposed = _apart(pairs)
+    passed = served[proposed & (x @ weights >= cut.score)]
+    return calibration.lower_rate(int(np.sum(passed == 0)), len(passed)) > bound
 
 
 def _apart(pairs: Rows) -> tuple[Floats, Floats, NDArray[np.bool_]]:

@@ -211,11 +211,11 @@ def _weighed(evidence: Evidence, ruling: Ruling) -> str:
     near = f"the nearest that nothing else speaks against, at {decided.similarity:.3f},"
     if opinion.cut is None:
         enough = f"{opinion.needed:,} without an error are the least"
-        if max(opinion.observed, opinion.observed_everywhere) >= opinion.needed:
+        if max(opinion.observed, opinion.observed_of_tenant) >= opinion.needed:
             enough = f"the surest of them hold too many wrong ones, or are too few: {enough}"
         return (
             f"{near} may serve, but the evidence does not prove {aim}: there are {opinion.observed:,} comparisons for "
-            f"this scope and {opinion.observed_everywhere:,} in all; {enough}"
+            f"this scope and {opinion.observed_of_tenant:,} in all; {enough}"
         )
     cut, probability = likely(probability_of(opinion.cut.score)), likely(decided.weighed.probability)
     if decided.objection is Reason.BOUND:
