@@ -488,9 +488,11 @@ class Pipeline:
     async def _say_the_same(self, plan: Plan, fresh: Answer, stored: Answer) -> bool:
         if fresh.parts == stored.parts:
             return True
-        if not isinstance(plan.dialect, SpokenDialect):  # vectors, transcripts
+        dialect = plan.dialect
+        if not isinstance(dialect, SpokenDialect):  # vectors, transcripts
             return False
-        said, said_before = plan.dialect.spoken(fresh), plan.dialect.spoken(stored)
+        # On a thread: an answer of a megabyte takes some 30 ms to read.
+        said, said_before = await asyncio.to_thread(lambda: (dialect.spoken(fresh), dialect.spoken(stored)))
         if said is None or said_before is None:
             return False
         match = plan.route.match
