@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from semcache.cache import bound as module
-from semcache.cache.bound import GROUPS, WINDOW, Bound, Decision, Limits, group_of
+from semcache.cache.bound import GROUPS, Bound, Decision, Limits, group_of
+from semcache.cache.bound_evidence import WINDOW
 from semcache.cache.kinship import Kin
 from semcache.cache.recent_rows import RecentRows
 from semcache.cache.witnesses import NAMES, Record

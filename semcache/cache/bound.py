@@ -24,43 +24,33 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import compress
 from math import ceil, exp, isfinite
 from typing import NamedTuple
 
 import numpy as np
 from cachetools import LRUCache
-from numpy.typing import NDArray
 
 from semcache.cache import calibration
+from semcache.cache.bound_evidence import FAR_TIMES, NEAR_TIMES, REFIT_AT_LEAST, WIDTH, Evidence, as_rows, learn
 from semcache.cache.calibration import Cut, Floats
 from semcache.cache.kinship import Kin
-from semcache.cache.recent_rows import RecentRows, Rows
+from semcache.cache.recent_rows import Rows
 from semcache.cache.witnesses import NAMES, Record, scaled
 from semcache.types import How, Observation, Occasion, Reason, Scope
 
 log = logging.getLogger(__name__)
 
-WINDOW = 6000  # observations that a fit looks at: the newest. Traffic changes, and older ones say less
-TRAFFIC = 2000  # recent would-be hits that the strata are weighed by
-REFIT_AT_LEAST = 50  # new observations between two fits of a group, or
-REFIT_SHARE = 50  # one for this many there are: a fit of 6,000 takes 20 ms of a thread
 PRECISION = 1.0  # of the prior: one standard step of a feature is worth a factor of e either way
 GROUP_PRECISION = 10.0  # of a group's prior, which is what the evidence of all its tenant's groups says
-NEAR = 1.0  # log-odds above the cut: there a hit is explored more often
-NEAR_TIMES = 2.0  # ... by this factor, and further up by the next, of `match.explore`
-FAR_TIMES = 0.5
+NEAR = 1.0  # log-odds above the cut: up to here `match.explore` counts NEAR_TIMES, further up FAR_TIMES
 CREDIT = 10.0  # explorations that may be saved up: with one, chance would leave a third of the share unused
 GROUPS = 200  # with evidence of their own, and as many tenants; 0.45 MB each when full, 180 MB in all
 HOME_BYTES = 8  # of a group's name: those of its tenant
 RECORDS = 50_000  # entries
-STEP = 0.005  # how fast explored hits move what the cut aims at
-LOWEST_AIM = 0.25  # of max_error
 DAY_S = 86400
 _COUNTED = ("served", "explored", "audited", "below_cut", "without_evidence", "unsound", "fits", "faults")
-_FARTHEST = 1e6  # no feature is further from zero: what is, was damaged
 RECALL_ROWS = 100  # observations taken up at once: two milliseconds of the event loop
 RECALL_FIT = 2000  # ... and so many between two fits meanwhile
 
@@ -107,29 +97,7 @@ class Opinion(NamedTuple):
     needed: int  # comparisons without an error that would prove the bound, at least
 
 
-_WIDTH = len(NAMES) + 1
-
-
-@dataclass(slots=True)
-class _Evidence:
-    """The newest observations of one group, and what the last fit made of them."""
-
-    # A row: what `scaled` makes of the features, then 1 where the stored answer would have served, and 1 where it was
-    # proposed.
-    pairs: RecentRows = field(default_factory=lambda: RecentRows(_WIDTH + 2, WINDOW))
-    traffic: RecentRows = field(default_factory=lambda: RecentRows(_WIDTH, TRAFFIC))
-    new: int = 0
-    weights: Floats | None = None
-    cuts: dict[float, Cut | None] = field(default_factory=dict)  # by max_error
-    aims: dict[float, float] = field(default_factory=dict)  # by max_error: the share of it that is aimed at
-    is_doubted: dict[float, bool] = field(default_factory=dict)  # the tenant's cut is wrong too often here
-
-    @property
-    def is_due(self) -> bool:
-        return bool(len(self.pairs)) and self.new >= max(REFIT_AT_LEAST, len(self.pairs) // REFIT_SHARE)
-
-
-_NONE = _Evidence()  # of those that have none; nothing is ever added to it
+_NONE = Evidence()  # of those that have none; nothing is ever added to it
 
 
 class Bound:
@@ -151,8 +119,8 @@ class Bound:
         self.kin = kin
         self._clock = clock
         self._chance = chance
-        self._groups: LRUCache[bytes, _Evidence] = LRUCache(GROUPS)  # by what `group_of` says
-        self._homes: LRUCache[bytes, _Evidence] = LRUCache(GROUPS)  # by its first bytes
+        self._groups: LRUCache[bytes, Evidence] = LRUCache(GROUPS)  # by what `group_of` says
+        self._homes: LRUCache[bytes, Evidence] = LRUCache(GROUPS)  # by its first bytes
         self._records: LRUCache[bytes, Record] = LRUCache(RECORDS)
         self._bounds = set(bounds)  # every max_error that was asked for
         self._credit = 1.0  # explorations that the share allows, saved up to a few
@@ -182,7 +150,7 @@ class Bound:
         if bound not in self._bounds:
             self._bounds.add(bound)
             for evidence in (*self._groups.values(), *self._homes.values()):
-                evidence.new = WINDOW  # fit for this bound, too
+                evidence.make_due()  # fit for this bound, too
             self._call_for_a_fit()
         decision, above_cut = self._judge(x, group, bound)
         if decision.reason is not None:
@@ -237,7 +205,7 @@ class Bound:
     def _spent_today(self) -> float:
         return self._spent_usd if self._spent_day == int(self._clock() // DAY_S) else 0.0
 
-    def _home(self, group: bytes) -> _Evidence:
+    def _home(self, group: bytes) -> Evidence:
         """Of all scopes of the group's tenant together."""
         return self._homes.get(group[:HOME_BYTES]) or _NONE
 
@@ -278,30 +246,15 @@ class Bound:
         self._call_for_a_fit()
 
     def _take(self, observations: Iterable[Observation]) -> None:
-        fitting = []
-        for it in observations:
+        told = list(observations)
+        for it in told:
             self._remember(it)
-            # The others are feedback, which is no fair sample of hits, or of another embedder or judge.
-            if len(it.features) == _WIDTH and it.features[0] == self.mark:
-                fitting.append(it)
-        if not fitting:
-            return
-        features = np.array([it.features[1:] for it in fitting])
-        sound = (np.abs(features) < _FARTHEST).all(axis=1)  # NaN is not
-        fitting, features = list(compress(fitting, sound)), features[sound]
-        told = np.array([(it.same, it.is_proposed) for it in fitting]).reshape(-1, 2)
-        pairs = np.hstack((scaled(features), told), dtype=np.float32)
-        for it, pair in zip(fitting, pairs, strict=True):
+        for it, pair in as_rows(told, self.mark):
             for evidence in (
-                self._groups.setdefault(it.group, _Evidence()),
-                self._homes.setdefault(it.group[:HOME_BYTES], _Evidence()),
+                self._groups.setdefault(it.group, Evidence()),
+                self._homes.setdefault(it.group[:HOME_BYTES], Evidence()),
             ):
-                evidence.pairs.append(pair)
-                evidence.new += 1
-                if it.is_proposed:
-                    _aim(evidence, self._bounds, pair[:_WIDTH], it)
-                if it.is_proposed and not it.same and it.occasion in _EXPLORED:
-                    evidence.new = WINDOW  # somebody may get such an answer now: fit at once
+                evidence.add(it, pair, self._bounds)
 
     def _remember(self, it: Observation) -> None:
         right, wrong = self.record(it.entry_key)
@@ -345,21 +298,21 @@ class Bound:
         async with self._fitting:
             for home in [home for home in self._homes.values() if home.is_due]:
                 if len(home.pairs) >= REFIT_AT_LEAST:
-                    await self._fit(home, np.zeros(_WIDTH), PRECISION)
+                    await self._fit(home, np.zeros(WIDTH), PRECISION)
             for group, own in [each for each in self._groups.items() if each[1].is_due]:
                 home = self._home(group)
                 if home.weights is not None:
                     pairs = await self._fit(own, home.weights, GROUP_PRECISION)
                     for bound in self._bounds:
-                        own.is_doubted[bound] = _is_doubted(home, pairs, bound)
+                        own.is_doubted[bound] = home.is_wrong_too_often(pairs, bound)
 
-    async def _fit(self, evidence: _Evidence, prior: Floats, precision: float) -> Rows:
+    async def _fit(self, evidence: Evidence, prior: Floats, precision: float) -> Rows:
         """Return the pairs that it was fitted to."""
         evidence.new = 0
         pairs, traffic = evidence.pairs.copy(), evidence.traffic.copy()
         aims = {bound: bound * evidence.aims.get(bound, 1.0) for bound in self._bounds}
         evidence.weights, evidence.cuts = await asyncio.to_thread(
-            _learn, pairs, traffic, prior, precision, evidence.weights, aims
+            learn, pairs, traffic, prior, precision, evidence.weights, aims
         )
         self._count["fits"] += 1
         return pairs
@@ -376,51 +329,3 @@ class Bound:
             "bounds_held": sum(cut is not None for home in homes for cut in home.cuts.values()),
             "spent_usd": self._spent_today(),
         }
-
-
-def _is_doubted(home: _Evidence, pairs: Rows, bound: float) -> bool:
-    """Whether what the tenant's cut would let pass in a group is wrong more often than allowed, beyond chance."""
-    cut, weights = home.cuts.get(bound), home.weights
-    if cut is None or weights is None:
-        return False
-    x, served, proposed = _apart(pairs)
-    passed = served[proposed & (x @ weights >= cut.score)]
-    return calibration.lower_rate(int(np.sum(passed == 0)), len(passed)) > bound
-
-
-def _apart(pairs: Rows) -> tuple[Floats, Floats, NDArray[np.bool_]]:
-    """The scaled features of pairs, whether the stored answers would have served (1 or 0), and which were proposed."""
-    return pairs[:, :_WIDTH].astype(np.float64), pairs[:, _WIDTH].astype(np.float64), pairs[:, _WIDTH + 1] != 0
-
-
-def _learn(
-    pairs: Rows, traffic: Rows, prior: Floats, precision: float, start: Floats | None, aims: dict[float, float]
-) -> tuple[Floats, dict[float, Cut | None]]:
-    """On a thread: the weights, and for each bound the cut that keeps what is aimed at."""
-    x, served, proposed = _apart(pairs)
-    begin = prior if start is None else start
-    scores, weights = calibration.cross_fit(x, served, prior, precision, begin)
-    # The fit learns from every pair. The bound is about candidates that would be served, so only they set the cut.
-    scores, wrong = scores[proposed], served[proposed] == 0
-    passing = traffic.astype(np.float64) @ weights
-    return weights, {bound: calibration.choose_cut(scores, wrong, passing, aim) for bound, aim in aims.items()}
-
-
-_EXPLORED = (Occasion.EXPLORE, Occasion.AUDIT)
-
-
-def _aim(evidence: _Evidence, bounds: Iterable[float], x: Rows, it: Observation) -> None:
-    """Aim lower after an explored hit that was wrong, and a little higher after one that was right.
-
-    Steps cancel out where hits are wrong exactly as often as allowed. Those near the cut are explored more often, and
-    count less in turn. Of a bound whose cut the pair does not pass, it says nothing. Where there is no cut, no hit is
-    left to explore, and every request is looked at: so caution wears off, or one bad hour would close it for good.
-    """
-    weight = STEP * (FAR_TIMES / NEAR_TIMES if it.occasion is not Occasion.AUDIT else 1.0)
-    for bound in bounds:
-        cut, aim = evidence.cuts.get(bound), evidence.aims.get(bound, 1.0)
-        if cut is None:
-            aim += weight
-        elif it.occasion in _EXPLORED and evidence.weights is not None and x @ evidence.weights >= cut.score:
-            aim += weight * (1 - (not it.same) / bound)
-        evidence.aims[bound] = min(1.0, max(LOWEST_AIM, aim))
