@@ -23,9 +23,10 @@ from semcache.cache.explain import Explainer
 from semcache.cache.index import Index
 from semcache.cache.judge import PairJudge
 from semcache.cache.kinship import Kin
-from semcache.cache.lookup import Judge, Lookup, NoJudge
+from semcache.cache.lookup import Lookup
 from semcache.cache.store import open_store
 from semcache.cache.upkeep import Upkeep
+from semcache.cache.verify import Judge, NoJudge, Verifier
 from semcache.config import Config
 from semcache.errors import CacheFault, ClientError, StoreFault
 from semcache.learning import AnswerJudge, Learning
@@ -71,16 +72,8 @@ class Core:
         bounds = {route.match.max_error for route in config.routes if route.match.max_error is not None}
         self.bound = Bound(f"{self.embedder.stamp} {pair_judge.stamp}", Kin(wire.say), clock, chance, bounds)
         self.rerankers = reranker.build([route.match.reranker for route in config.routes if route.match.reranker])
-        lookup = Lookup(
-            self.index,
-            self.store,
-            self.embedder,
-            clock,
-            self.store.quarantine,
-            pair_judge,
-            self.bound,
-            self.rerankers,
-        )
+        verifier = Verifier(self.store, clock, self.store.quarantine, pair_judge, self.bound, self.rerankers)
+        lookup = Lookup(self.index, self.embedder, verifier)
         cost_usd = (prices or load_prices()).cost_usd
         self.learning = Learning(
             config.routes, self.embedder, self.store, clock, cost_usd, judge, on_explored=self.bound.paid

@@ -21,8 +21,8 @@ from semcache.cache.bound import Opinion
 from semcache.cache.context_view import Member, shorten, view_context, without_secrets
 from semcache.cache.explain import Evidence, Explainer, Neighbour, Stored
 from semcache.cache.explain_words import freshness_of, say, tell, why_exact_only
-from semcache.cache.lookup import probability_of
 from semcache.cache.policy import Ruling, read_directives, tighten
+from semcache.cache.verify import probability_of
 from semcache.config import Route, TenantSettings
 from semcache.errors import ClientError, SemcacheError
 from semcache.pipeline import Pipeline

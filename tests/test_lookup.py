@@ -9,6 +9,7 @@ import pytest
 
 from semcache.cache.lookup import Lookup
 from semcache.cache.policy import Directives, Ruling, rule, tighten
+from semcache.cache.verify import Verifier
 from semcache.config import Cache
 from semcache.config import Match as MatchSettings
 from semcache.errors import EmbedderFault
@@ -76,7 +77,7 @@ def shelf(embedder: WordsEmbedder) -> Shelf:
 
 @pytest.fixture
 def lookup(shelf: Shelf, embedder: WordsEmbedder) -> Lookup:
-    return Lookup(shelf, shelf, embedder, Clock())
+    return Lookup(shelf, embedder, Verifier(shelf, Clock()))
 
 
 def ruling(**asked: object) -> Ruling:

@@ -14,6 +14,7 @@ from semcache.cache.conversation import Past, find_context_objection
 from semcache.cache.kinship import Kin
 from semcache.cache.lookup import Lookup
 from semcache.cache.policy import rule
+from semcache.cache.verify import Verifier
 from semcache.config import Cache
 from semcache.config import Match as MatchSettings
 from semcache.errors import CacheFault
@@ -50,7 +51,7 @@ async def test_a_pair_judge_that_gives_no_number_lets_nothing_pass(word: float, 
     embedder = WordsEmbedder()
     shelf = Shelf(embedder)
     shelf.add(PARCEL + " thanks")
-    lookup = Lookup(shelf, shelf, embedder, Clock(), judge=Says(word))
+    lookup = Lookup(shelf, embedder, Verifier(shelf, Clock(), judge=Says(word)))
     ruling = rule(ASK, Cache(ttl=60, grace=30), MatchSettings(threshold=0.8, judge=0.9))
     finding = await lookup.find(ASK, KEY, ruling, {})
     assert (finding.match is None, finding.reason) == (reason is not None, reason)

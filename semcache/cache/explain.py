@@ -15,9 +15,10 @@ from semcache.cache.bound import Decision, Opinion, group_of
 from semcache.cache.context_view import without_secrets
 from semcache.cache.conversation import past_similarity
 from semcache.cache.guards import GUARDS
-from semcache.cache.lookup import Asked, Embedder, Index, Lookup, judge_age, probability_of
+from semcache.cache.lookup import Embedder, Index, Lookup
 from semcache.cache.policy import Ruling
 from semcache.cache.store_log import Home
+from semcache.cache.verify import Asked, judge_age, probability_of
 from semcache.errors import CacheFault, TooLong
 from semcache.types import Ask, Candidate, Entry, Finding, Key, Reason, Scope
 
@@ -133,7 +134,7 @@ class Explainer:
 
     def _opinion(self, scope: Scope, ruling: Ruling) -> Opinion | None:
         limits = ruling.limits
-        return None if limits is None else self._lookup.bound.opinion(group_of(scope), limits.max_error)
+        return None if limits is None else self._lookup.verifier.bound.opinion(group_of(scope), limits.max_error)
 
     async def _gather_batch(self, ruling: Ruling, items: Sequence[Key]) -> Evidence:
         found = [await self._lookup.find_exact(item, ruling) for item in items]
@@ -173,21 +174,21 @@ class Explainer:
         self, asked: Asked, place: int, near: Sequence[tuple[Candidate, Entry]], ruling: Ruling, scope: Scope
     ) -> Neighbour:
         candidate, entry = near[place]
-        lookup, limits = self._lookup, ruling.limits
+        verifier, limits = self._lookup.verifier, ruling.limits
         heard = [each for each in near[: ruling.searched] if each[0].similarity >= ruling.floor]
         weighed = None
         if limits is not None and place < len(heard):
-            features = lookup.weigh(asked, candidate, entry, heard)
-            weighed = lookup.bound.preview(group_of(scope), features[1:], limits)
-        asks_judge = (ruling.judge is not None or limits is not None) and lookup.has_judge
+            features = verifier.weigh(asked, candidate, entry, heard)
+            weighed = verifier.bound.preview(group_of(scope), features[1:], limits)
+        asks_judge = (ruling.judge is not None or limits is not None) and verifier.has_judge
         return Neighbour(
             similarity=candidate.similarity,
             is_near_enough=candidate.similarity >= ruling.threshold,
             turns_similarity=round(past_similarity(asked.past, entry), 6) if ruling.compares_turns else None,
             guards=hear_guards(asked.question, entry.question or "", ruling.guards),
-            judged=probability_of(lookup.judge_odds(asked, entry)) if asks_judge else None,
+            judged=probability_of(verifier.judge_odds(asked, entry)) if asks_judge else None,
             weighed=weighed,
-            objection=lookup.find_objection(asked, candidate, entry, ruling) or (weighed.reason if weighed else None),
+            objection=verifier.find_objection(asked, candidate, entry, ruling) or (weighed.reason if weighed else None),
             is_looked_at=place < ruling.neighbours,
             stored=self._describe(entry, ruling),
         )

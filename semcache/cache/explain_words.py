@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from semcache.cache.explain import Elsewhere, Evidence, GuardWord, Neighbour, Stored
-from semcache.cache.lookup import probability_of
 from semcache.cache.policy import Ruling
+from semcache.cache.verify import probability_of
 from semcache.types import Reason, Tier, Unstorable, Verdict
 
 # What a guard's veto says of the nearest stored question.
