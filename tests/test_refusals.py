@@ -17,7 +17,6 @@ import ollama
 import openai
 import pytest
 
-from tests.fakes import WordsEmbedder
 from tests.front_doors import DOORS, Door, Raw, post
 from tests.harness import Proxy, running_proxy, until
 from tests.scripted_upstream import Close, Expect, ScriptedUpstream, Send, Step, WaitForClose
@@ -60,13 +59,6 @@ def raised_by(door: Door, status: int) -> type[Exception]:
     return _OPENAI.get(status, openai.InternalServerError)
 
 
-class Careless(WordsEmbedder):
-    """Fails with what nobody foresaw."""
-
-    async def embed(self, *args: Any, **more: Any) -> Any:
-        raise RuntimeError(f"{THEIRS} at /home/operator/embedder.py")
-
-
 @dataclass
 class Place:
     """A proxy about to refuse something."""
@@ -90,7 +82,6 @@ class Refusal:
     script: tuple[Step, ...] = (Expect(), Close())
     body: Callable[[bytes], bytes] = lambda body: body
     head_only: bool = False  # the body never comes
-    embedder: Callable[[], WordsEmbedder] = WordsEmbedder
     in_the_way: Callable[[Place], Any] | None = None  # an async context in which it is refused
     retry_helps: bool = True  # of those that SDKs try again: 408, 409, 429 and all above
     except_for: tuple[str, ...] = ()  # dialects that cannot get there
@@ -143,7 +134,6 @@ REFUSALS = [
     Refusal("an unknown coding", 415, "Content-Encoding", headers={"Content-Encoding": "br"}),
     Refusal("their limit", 429, "their own words", script=relayed("429 Too Many", "Retry-After: 7"), is_relayed=True),
     Refusal("their failure", 500, "their own words", script=relayed("500 Oops"), is_relayed=True),
-    Refusal("our failure", 500, "internal error", embedder=Careless, except_for=("embeddings",)),
     Refusal("a dead backend", 502, "it[0] refuses", settings="port: 1"),
     Refusal("bad framing", 502, "it[0]", script=upstream_says(b"220 smtp ready\r\n")),
     Refusal("a lost answer", 502, "it[0]", script=(Expect(), Close())),
@@ -169,7 +159,7 @@ async def prepared(folder: Path, refusal: Refusal) -> AsyncIterator[Place]:
             settings += refusal.settings
         if name in ("body_timeout", "max_body", "max_connections", "drain"):
             settings += f"server: {{{refusal.settings}}}\n"
-        async with running_proxy(folder, settings, embedder=refusal.embedder()) as proxy:
+        async with running_proxy(folder, settings) as proxy:
             yield Place(proxy, upstream)
 
 

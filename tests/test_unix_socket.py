@@ -169,7 +169,7 @@ def test_workers_share_one_path_and_their_parent_removes_it(tmp_path: Path) -> N
         ("{host: null}", "server: host is null and there is no unix_socket: nobody could ask anything"),
         ("{unix_socket: s, unix_socket_mode: 660}", "server.unix_socket_mode: 660: write permissions in quotes"),
         ("{unix_socket: s, unix_socket_mode: '999'}", "server.unix_socket_mode: '999': write permissions in quotes"),
-        ("{tls: {certificate: c}}", "server.tls.key: Field required"),
+        ("{tls: {certificate: c}}", "server.tls.key: must be written out, it has no default"),
         ("{host: null, unix_socket: s, tls: {certificate: c, key: k}}", "server: tls is for host and port"),
     ],
 )
