@@ -217,6 +217,7 @@ class Result(NamedTuple):
 DEFENCES: Mapping[str, Mapping[str, Any]] = {
     "threshold alone": {"match": {"guards": []}},
     "+ guards": {},
+    "+ guards + judge": {"match": {"judge": 0.9}},
     "+ min_uses: 2": {"cache": {"min_uses": 2}},
 }
 

