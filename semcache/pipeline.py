@@ -25,12 +25,11 @@ from typing import Protocol
 from cachetools import LRUCache, TTLCache
 
 from semcache.cache.agent_loop import digest_of, said_last
-from semcache.cache.compare import Cuts
 from semcache.cache.conversation import NO_PAST, Past, read_past
 from semcache.cache.flight import Flight, Flights
 from semcache.cache.lookup import Embedder, Lookup
 from semcache.cache.policy import Directives, Ruling, tighten
-from semcache.cache.provenance import InsertLimits, say_the_same, vouchers_of
+from semcache.cache.provenance import InsertLimits
 from semcache.errors import CacheFault, ClientError, SemcacheError, TooLong, UpstreamError
 from semcache.forwarding import Source, answer_limit
 from semcache.planning import Plan
@@ -49,6 +48,7 @@ from semcache.types import (
     Vector,
     Verdict,
 )
+from semcache.vouching import Vouching
 from semcache.wire.dialect import BatchDialect, Dialect, Reading, SpokenDialect
 from semcache.wire.recording import Recording
 
@@ -129,6 +129,7 @@ class Pipeline:
         self._store = store
         self._clock = clock
         self._inserts = InsertLimits(clock)
+        self._vouching = Vouching(lookup, embedder)
         self._said: LRUCache[str, bytes | None] = LRUCache(SAID)  # entry's id -> digest of its answer's text
         self.flights: Flights[Recording] = Flights()
         self._learned: TTLCache[bytes, Unstorable] = TTLCache(10_000, LEARNED_S, timer=monotonic)
@@ -464,7 +465,7 @@ class Pipeline:
         except CacheFault:
             return Unstorable.MALFORMED
         if ruling.min_uses > 1:
-            entries = [await self._vouched_for(plan, entry) for entry in entries]
+            entries = [await self._vouching.vouch(plan, entry) for entry in entries]
         is_purged = False
         try:
             for start in range(0, len(entries), PUTS_AT_ONCE):
@@ -475,28 +476,6 @@ class Pipeline:
             self._count_fault("storing an answer", fault)
             return Unstorable.STORE_FAULT
         return Unstorable.PURGED if is_purged else Unstorable.INSERT_LIMIT if granted < wanted else None
-
-    async def _vouched_for(self, plan: Plan, entry: Entry) -> Entry:
-        """The entry with the tenants that vouch for its answer: they fetched one that says the same."""
-        try:
-            standing = await self._lookup.standing(entry.key)
-        except CacheFault:  # then nobody else is known to
-            standing = None
-        agrees = standing is not None and await self._say_the_same(plan, entry.answer, standing.answer)
-        return replace(entry, vouchers=vouchers_of(entry.writer, standing, agrees))
-
-    async def _say_the_same(self, plan: Plan, fresh: Answer, stored: Answer) -> bool:
-        if fresh.parts == stored.parts:
-            return True
-        dialect = plan.dialect
-        if not isinstance(dialect, SpokenDialect):  # vectors, transcripts
-            return False
-        # On a thread: an answer of a megabyte takes some 30 ms to read.
-        said, said_before = await asyncio.to_thread(lambda: (dialect.spoken(fresh), dialect.spoken(stored)))
-        if said is None or said_before is None:
-            return False
-        match = plan.route.match
-        return await say_the_same(said, said_before, self._embedder, Cuts(match.answers_alike, match.answers_differ))
 
     def _entry(
         self,

@@ -44,7 +44,7 @@ STOREYS: tuple[tuple[set[str], ...], ...] = (
     ),
     (
         {"pipeline", "planning", "forwarding", "batches", "delivery", "pacing", "feedback", "explaining"}
-        | {"answer_judge", "learning", "shadow"},
+        | {"answer_judge", "learning", "shadow", "vouching"},
     ),
     ({"server"}, {"admin"}, {"tuning"}),
     (
