@@ -19,7 +19,7 @@ from multidict import CIMultiDict
 
 from semcache.backends.fetch import Fetcher, UpstreamRequest
 from semcache.backends.routing import Target, rank
-from semcache.config import AnswersJudge, Pool, Route
+from semcache.config import AnswersJudge, Pool, PoolChoice, Route
 from semcache.errors import ClientError, SemcacheError
 from semcache.planning import Plan
 from semcache.wire.spoken import Read, chat_text, message_text
@@ -83,7 +83,7 @@ class PoolJudge:
         """What the model says; None where it says nothing. Raises SemcacheError."""
         for vendor in ("openai", "azure", "anthropic", "ollama"):
             try:
-                targets = rank(Route(pools=(settings.pool,)), self._pools, vendor, plan.tenant.regions)
+                targets = rank(Route(pools=(PoolChoice(pool=settings.pool),)), self._pools, vendor, plan.tenant.regions)
             except ClientError:  # none of this dialect, or in none of the tenant's regions
                 continue
             return await self._ask_one(settings.model, vendor, targets, texts)

@@ -89,8 +89,6 @@ def serve(file: Path | None, **options: Any) -> None:
     from semcache.app import run
 
     settings = _load(file, options)
-    for line in settings.without_effect():
-        click.echo(f"semcache: no effect yet: {line}", err=True)
     for line in advise(settings):
         click.echo(f"semcache: note: {line}", err=True)
     if settings.embedder.engine == "onnx":  # the first start makes the model; every later one finds it
@@ -114,13 +112,11 @@ def check(file: Path) -> None:
 
     settings = config.load(file)
     for number, route in enumerate(settings.routes):
-        pools = ", ".join(route.pools or settings.pools)
+        pools = ", ".join([choice.pool for choice in route.pools] or settings.pools)
         click.echo(
             f"routes[{number}] {' '.join(route.models)} -> {pools}: {route.match.mode}, {_decided_by(route.match)}, "
             f"ttl {route.cache.ttl:g} s, grace {route.cache.grace:g} s"
         )
-    for line in settings.without_effect():
-        click.echo(f"no effect yet: {line}")
     for line in advise(settings):
         click.echo(f"note: {line}")
     if settings.server.tls is not None:

@@ -209,7 +209,7 @@ class Explaining:
         return {
             "number": number,
             "models": route.models,
-            "pools": route.pools,
+            "pools": [choice.pool for choice in route.pools],
             "mode": route.match.mode,
             "threshold": ruling.threshold,
             "judge": ruling.judge,

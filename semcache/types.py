@@ -72,6 +72,7 @@ class Reason(StrEnum):
     DISABLED = "disabled"  # the operator switched the cache off here
     NO_STORE = "no-store"  # the caller wants no trace in the cache
     ENDPOINT = "endpoint"  # not a path that is cached
+    REGION = "region"  # the cache is outside the regions that the tenant or the route is bound to
     STATE = "state"  # it reads or leaves something at the upstream, which no stored answer can stand for
     LEARNED = "learned"  # answers to this were found never to be storable
     CACHE_FAULT = "cache-fault"  # a part of the cache failed or was late
@@ -86,6 +87,7 @@ FWD: Mapping[Reason, Literal["miss", "request", "stale", "bypass"]] = {
     Reason.DISABLED: "bypass",
     Reason.NO_STORE: "bypass",
     Reason.ENDPOINT: "bypass",
+    Reason.REGION: "bypass",
     Reason.STATE: "bypass",
     Reason.LEARNED: "bypass",
     Reason.CACHE_FAULT: "bypass",
@@ -124,6 +126,11 @@ class Tenant:
     id: str
     regions: frozenset[str] = frozenset()  # empty: any
     namespaces: tuple[str, ...] = ()  # those a configured tenant may name, the first by default; empty: none
+    key: str = (
+        ""  # public id of the virtual key, or of the caller, that spoke for him; empty: a key of the configuration
+    )
+    models: tuple[str, ...] = ()  # globs of those he may ask for; empty: any
+    routes: tuple[str, ...] = ()  # names of those he may take; empty: any
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +198,8 @@ class Key:
 class Usage:
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0  # of the prompt: read from the upstream's own cache, and billed as such
+    is_estimated: bool = False  # counted here, for the upstream told nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +240,7 @@ class Entry:
     vouchers: tuple[str, ...] = ()  # tenants that fetched the same, the writer among them; see cache/provenance.py
     request_id: str = ""  # of the request that was forwarded for it; empty: not known
     backend: str = ""  # that gave it; empty: none did, or it is not known
+    region: str | None = None  # of that backend: where the answer was made
     # The turns before the question, where they need not be equal, but near: their texts, and the vector of them all.
     turns: tuple[str, ...] = ()
     turns_vector: Vector | None = None
@@ -415,12 +425,17 @@ class Outcome:
     status: int = 0
     fwd_status: int | None = None  # what the upstream said
     tenant: str = ""
+    key: str = ""  # public id of the virtual key; empty: another way in
+    regions: frozenset[str] = frozenset()  # that the request is bound to; empty: any
     namespace: str = ""
+    route: str = ""  # its name, or its number in the configuration
     dialect: str = ""
     endpoint: str = ""
     model: str = ""
     stream: bool = False
     backend: str | None = None
+    region: str | None = None  # of the backend that answered
+    attempts: int = 0  # backends that were asked for it, hedges included; 0: none
     error: str | None = None  # the class of our own error, never request text
     truncated: bool = False  # the client got a visibly cut answer, or left before its end
     question: str | None = None  # filled only where the operator has prompts logged

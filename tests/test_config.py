@@ -130,13 +130,6 @@ def test_wrong_types_are_complaints_under_an_option_of_the_command_line_too() ->
                 parse(text, {}, options=options)
 
 
-def test_settings_without_effect_are_named() -> None:
-    text = "{tenants: [{name: a, keys: [k], limits: {usd_per_day: 5}}]}"
-    lines = "\n".join(parse(text).without_effect())
-    assert "tenants[0].limits" in lines
-    assert parse("").without_effect() == [], "what the operator did not write is no surprise"
-
-
 def test_a_missing_file_is_a_clear_error(tmp_path) -> None:  # type: ignore[no-untyped-def]
     from semcache.config import load
 

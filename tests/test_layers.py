@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "semcache"
 
 # Lowest first; each line of a storey is a room: modules or folders of semcache/ that may import each other.
 STOREYS: tuple[tuple[set[str], ...], ...] = (
-    ({"types", "errors", "config", "advice"},),
+    ({"types", "errors", "config", "settings", "advice"},),
     ({"tunnel"},),
     (
         {"wire"},

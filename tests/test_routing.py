@@ -38,7 +38,9 @@ def test_a_model_that_no_route_names_is_not_found(model: str) -> None:
 
 def test_backends_come_in_the_order_written_pool_after_pool() -> None:
     two = pool(Backend(url="http://a/v1"), Backend(url="http://b/v1"))
-    assert names(rank(Route(pools=("far", "near")), {"near": two, "far": pool()}, "openai", frozenset())) == [
+    assert names(
+        rank(Route.model_validate({"pools": ["far", "near"]}), {"near": two, "far": pool()}, "openai", frozenset())
+    ) == [
         "far[0]",
         "near[0]",
         "near[1]",

@@ -80,7 +80,7 @@ def rank(route: Route, pools: Mapping[str, Pool], dialect: str, regions: frozens
     """
     speaking = [
         target
-        for name in route.pools or tuple(pools)
+        for name in [choice.pool for choice in route.pools] or tuple(pools)
         for target in _in_order(name, pools[name])
         if target.backend.dialect == dialect
     ]

@@ -61,6 +61,7 @@ REASONS: Mapping[Reason, str] = {
     Reason.DISABLED: "the route's mode is off",
     Reason.NO_STORE: "the caller wants no trace in the cache (Cache-Control: no-store)",
     Reason.ENDPOINT: "this path is not cached",
+    Reason.REGION: "the cache lies outside the regions that this request is bound to",
     Reason.STATE: "the request reads or leaves something at the upstream, which no stored answer can stand for",
     Reason.LEARNED: "answers to this request were found not to be storable a short while ago",
     Reason.CACHE_FAULT: "a part of the cache failed or was late",
