@@ -47,7 +47,7 @@ from loadtests.bench_pieces import (
 )
 from semcache import children, config
 from semcache.errors import SemcacheError, StartError
-from semcache.simulate_answers import DONE, openai_events, openai_json, write_reply
+from semcache.simulate.answers import DONE, openai_events, openai_json, write_reply
 from semcache.types import Entry, Key
 
 ANSWER_WORDS = 80  # about 900 bytes of JSON

@@ -19,7 +19,7 @@ import aiohttp
 import orjson
 
 from loadtests.workload import Request, Workload
-from semcache.simulate_answers import question_digest, read_reference
+from semcache.simulate.answers import question_digest, read_reference
 from semcache.types import Tier, Verdict
 from semcache.verdicts import read_verdict
 

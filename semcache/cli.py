@@ -172,9 +172,9 @@ def simulate(host: str, port: int, ttft: str, rate: float) -> None:
 
     It speaks OpenAI's API (chat completions, completions, responses, embeddings), on Azure's paths too, Anthropic's
     messages and Ollama's own API. Requests with the header X-Simulate get what it names: an error, a cut, a pace;
-    semcache/simulate.py lists them. GET /simulate/stats counts what was asked.
+    semcache/simulate/server.py lists them. GET /simulate/stats counts what was asked.
     """
-    from semcache.simulate import run
+    from semcache.simulate.server import run
 
     run(host=host, port=port, ttft_s=config.read_duration(ttft, "--ttft"), tokens_per_s=rate)
 

@@ -7,7 +7,7 @@ import re
 import aiohttp
 from aiohttp import web
 
-from semcache.simulate_answers import read_question
+from semcache.simulate.answers import read_question
 
 
 class CarelessCache:

@@ -30,17 +30,7 @@ STOREYS: tuple[tuple[set[str], ...], ...] = (
         {"workers"},
         {"children"},
         {"verdicts"},
-        {
-            "simulate",
-            "simulate_answers",
-            "simulate_forms",
-            "simulate_messages",
-            "simulate_ollama",
-            "simulate_openai",
-            "simulate_paths",
-            "simulate_responses",
-            "simulate_vectors",
-        },
+        {"simulate"},
     ),
     (
         {"pipeline", "planning", "forwarding", "batches", "delivery", "pacing", "feedback", "explaining"}

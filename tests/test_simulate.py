@@ -15,7 +15,7 @@ from openai import APIError, AsyncOpenAI, RateLimitError
 
 from semcache.errors import StartError
 from semcache.simulate import Simulator
-from semcache.simulate_answers import question_digest, read_reference, write_reply
+from semcache.simulate.answers import question_digest, read_reference, write_reply
 
 QUESTION = [{"role": "user", "content": "Do you ship to Norway?"}]
 TRACK_ORDER = {

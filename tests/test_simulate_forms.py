@@ -24,7 +24,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
 
 from semcache.simulate import Simulator
-from semcache.simulate_answers import question_digest, read_reference
+from semcache.simulate.answers import question_digest, read_reference
 
 TEXT = "Do you ship to Norway?"
 TURN = [{"role": "user", "content": TEXT}]

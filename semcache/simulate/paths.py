@@ -6,12 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from semcache import simulate_answers as answers
-from semcache import simulate_messages as messages
-from semcache import simulate_ollama as ollama
-from semcache import simulate_openai as openai
-from semcache import simulate_responses as responses
-from semcache.simulate_forms import (
+from semcache.simulate import answers, messages, ollama, openai, responses
+from semcache.simulate.forms import (
     ANTHROPIC,
     AZURE,
     NDJSON,

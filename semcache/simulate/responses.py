@@ -14,8 +14,8 @@ from typing import Any
 import orjson
 from pydantic import Field
 
-from semcache.simulate_answers import Choice, Json, Reply, call_id, sse, text_of
-from semcache.simulate_forms import Request, Timed
+from semcache.simulate.answers import Choice, Json, Reply, call_id, sse, text_of
+from semcache.simulate.forms import Request, Timed
 
 # Fields that the answer repeats, with what the API fills in where the request says nothing.
 _REPEATED: Json = {

@@ -10,8 +10,8 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
-from semcache.simulate_answers import Choice, Json, Reply, count_prompt, sse, text_of
-from semcache.simulate_forms import Request, Timed
+from semcache.simulate.answers import Choice, Json, Reply, count_prompt, sse, text_of
+from semcache.simulate.forms import Request, Timed
 
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
 _TOOL_CHOICES = {"any": "required", "none": "none", "auto": "auto"}

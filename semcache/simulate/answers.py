@@ -3,7 +3,7 @@
 An answer follows from the request alone. It opens with `[ref Q/C]`, digests of its question and of its context, so
 whoever reads an answer, from wherever it came, can tell for which question it was written: `read_reference`.
 
-The model reads chat requests only. The other forms (simulate_messages.py and its neighbours) put their requests into
+The model reads chat requests only. The other forms (messages.py and its neighbours) put their requests into
 this one first, so that a question gets the same answer in whatever dialect it is asked.
 """
 

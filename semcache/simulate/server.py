@@ -1,6 +1,6 @@
 """A simulated model server with the wire forms of real ones: for the demo, the tests and the load tests.
 
-It answers in the form of the path that is asked (the table is in simulate_paths.py), at a set time to the first token
+It answers in the form of the path that is asked (the table is in paths.py), at a set time to the first token
 and a set rate after it, counts what it was asked (GET /simulate/stats), and misbehaves on request. The header
 `X-Simulate` holds a comma-separated list:
 
@@ -30,12 +30,12 @@ import orjson
 from aiohttp import web
 from multidict import CIMultiDictProxy
 
-from semcache import simulate_answers as answers
 from semcache.config import read_duration
 from semcache.errors import StartError
-from semcache.simulate_answers import Json, Pace
-from semcache.simulate_forms import Fault, Speaking, Telling, Timed, read_body
-from semcache.simulate_paths import MODELS, find, vendor_of
+from semcache.simulate import answers
+from semcache.simulate.answers import Json, Pace
+from semcache.simulate.forms import Fault, Speaking, Telling, Timed, read_body
+from semcache.simulate.paths import MODELS, find, vendor_of
 
 DELTAS_BEFORE_FAULT = 3
 MAX_BODY_BYTES = 64 * 1024 * 1024

@@ -1,7 +1,7 @@
 """What a simulated endpoint is made of: the request it takes and the answer it gives; and how a vendor tells of errors.
 
 A `Speaking` endpoint has the model write an answer, whole or as a stream; a `Telling` one knows its answer at once.
-Neither does any IO: pace, faults and sockets are simulate.py's.
+Neither does any IO: pace, faults and sockets are server.py's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from semcache.simulate_answers import Json, Reply, sse
+from semcache.simulate.answers import Json, Reply, sse
 
 Timed = tuple[int, bytes]  # tokens written so far, and the event that is due then
 

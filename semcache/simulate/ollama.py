@@ -14,10 +14,10 @@ from zlib import crc32
 import orjson
 from pydantic import Field
 
-from semcache.simulate_answers import Choice, Json, Reply
-from semcache.simulate_forms import Request, Timed
-from semcache.simulate_openai import Message, Text, Tool
-from semcache.simulate_vectors import DIMENSIONS, count_words, embed
+from semcache.simulate.answers import Choice, Json, Reply
+from semcache.simulate.forms import Request, Timed
+from semcache.simulate.openai import Message, Text, Tool
+from semcache.simulate.vectors import DIMENSIONS, count_words, embed
 
 VERSION = "0.12.6"  # whose form this is
 VOCABULARY = 128_256

@@ -1,4 +1,4 @@
-"""OpenAI's older forms: chat completions (written in simulate_answers.py), legacy completions, embeddings, models."""
+"""OpenAI's older forms: chat completions (written in answers.py), legacy completions, embeddings, models."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
-from semcache import simulate_answers as answers
-from semcache.simulate_answers import DONE, FINGERPRINT, Json, Reply, openai_usage, sse
-from semcache.simulate_forms import Fault, Request, Timed
-from semcache.simulate_vectors import DIMENSIONS, Vector, count_words, embed
+from semcache.simulate import answers
+from semcache.simulate.answers import DONE, FINGERPRINT, Json, Reply, openai_usage, sse
+from semcache.simulate.forms import Fault, Request, Timed
+from semcache.simulate.vectors import DIMENSIONS, Vector, count_words, embed
 
 Tokens = list[int]
 Text = Annotated[str, Field(min_length=1)]
