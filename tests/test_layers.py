@@ -21,7 +21,7 @@ STOREYS: tuple[tuple[set[str], ...], ...] = (
         {"wire"},
         {"cache"},
         {"backends"},
-        {"admit"},
+        {"admit", "access"},
         {"usage"},
         {"audit"},
         {"telemetry", "request_log", "recent_requests"},
@@ -36,11 +36,11 @@ STOREYS: tuple[tuple[set[str], ...], ...] = (
         {"pipeline", "planning", "forwarding", "batches", "delivery", "pacing", "feedback", "explaining"}
         | {"answer_judge", "learning", "shadow", "vouching"},
     ),
-    ({"server"}, {"admin"}, {"tuning"}),
+    ({"server"}, {"admin", "admin_keys"}, {"tuning"}),
     (
         {"core", "inprocess", "threaded", "langchain", "langchain_prompts", "httpx_transport"}
         | {"app", "cli", "demo", "demo_asking", "demo_questions", "demo_screen", "__main__"}
-        | {"explain_screen", "shadow_screen", "tune"},
+        | {"explain_screen", "shadow_screen", "tune", "commands_keys"},
     ),
 )
 PLACE = {

@@ -1,0 +1,1 @@
+"""Who may ask, and for how much: virtual keys, tokens of an identity provider, quotas, signed chains of proxies."""
