@@ -20,6 +20,7 @@ from types import FrameType
 from semcache.errors import StartError
 
 POLL_S = 0.02
+SEMCACHE = (sys.executable, "-m", "semcache")  # this program, as a command
 START_S = 60.0  # long enough for a cold disk; a child that fails ends the wait at once
 STOP_S = 15.0  # then it is killed
 
@@ -67,10 +68,27 @@ class Child:
         words = words[words.index("-m") + 1 :] if "-m" in words else words
         return " ".join(words[:2])
 
+    def kill(self) -> None:
+        """As a machine that loses its power."""
+        self._process.kill()
+        self._process.wait()
+
+    def freeze(self) -> None:
+        """As a machine that hangs: its connections stay open, and nothing comes."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    def wait(self) -> int:
+        """Return its exit status once it has ended."""
+        return self._process.wait()
+
     def stop(self) -> None:
         """SIGTERM, and after STOP_S the end of patience."""
         if self._process.poll() is None:
             self._process.terminate()
+            self.thaw()  # a frozen one would not hear it
             try:
                 self._process.wait(STOP_S)
             except subprocess.TimeoutExpired:
@@ -78,10 +96,21 @@ class Child:
                 self._process.wait()
 
 
-def start_simulator(folder: Path, *, ttft: str, rate: float, prefix: Sequence[str] = ()) -> tuple[Child, str]:
-    """Return the child and its base URL, with /v1. `prefix`: put before the command, as `taskset -c 1`."""
-    arguments = ["simulate", "--port", "0", "--ttft", ttft, "--rate", str(rate)]
-    child = Child([*prefix, sys.executable, "-m", "semcache", *arguments], folder / "simulate.log")
+def start_simulator(
+    folder: Path,
+    *options: str,
+    ttft: str,
+    rate: float,
+    port: int = 0,
+    name: str = "simulate",
+    prefix: Sequence[str] = (),
+) -> tuple[Child, str]:
+    """Return the child and its base URL, with /v1.
+
+    `name`: of its log. `prefix`: put before the command, as `taskset -c 1`.
+    """
+    arguments = ["simulate", "--port", str(port), "--ttft", ttft, "--rate", str(rate), *options]
+    child = Child([*prefix, *SEMCACHE, *arguments], folder / f"{name}.log")
     with _stopped_on_failure(child):
         return child, child.wait_for_line(r"(http://\S+/v1)")[1]
 
@@ -92,7 +121,7 @@ def start_proxy(
     """Return the child, its base URL without /v1, and the URL of its metrics; it is ready to answer from its cache."""
     arguments = ["serve", "--upstream", upstream, "--port", str(port), "--admin-port", "0"]
     store = [] if "--store" in options else ["--store", f"sqlite:{folder / 'cache.db'}"]
-    child = Child([*prefix, sys.executable, "-m", "semcache", *arguments, *store, *options], folder / "serve.log")
+    child = Child([*prefix, *SEMCACHE, *arguments, *store, *options], folder / "serve.log")
     with _stopped_on_failure(child):
         found = child.wait_for_line(r"listening on (http://[^\s,]+), metrics on (http://\S+)")
         child.wait_until_ready(f"{found[1]}/readyz")

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from functools import wraps
 from pathlib import Path
@@ -161,22 +162,72 @@ def demo(leave: bool, port: int) -> None:
     sys.exit(run(leave=leave, port=port))
 
 
-@main.command(epilog=_examples("semcache simulate --port 8000 --ttft 300ms --rate 60"))
+@main.command(
+    epilog=_examples(
+        "semcache simulate --port 8000 --ttft 300ms --rate 60",
+        "semcache simulate --kv-cache 200000 --prefill 8000 --slots 16 --decode 800",
+    )
+)
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=int, default=8000, show_default=True, help="0 takes a free one.")
 @click.option("--ttft", default="300ms", show_default=True, help="Time to the first token.")
 @click.option("--rate", type=float, default=60, show_default=True, help="Tokens per second.")
+@click.option(
+    "--model", "models", multiple=True, help="A model that it has; repeatable. Without: any that is asked for."
+)
+@click.option(
+    "--kv-cache", type=click.IntRange(0), default=0, help="Room of its KV cache in tokens; 0: nothing is kept."
+)
+@click.option(
+    "--prefill", type=click.IntRange(0), default=0, help="Tokens of prompts that it reads per second; 0: at once."
+)
+@click.option("--slots", type=click.IntRange(0), default=0, help="Requests at once, more wait; 0: no limit.")
+@click.option("--decode", type=click.IntRange(0), default=0, help="Tokens per second, of all requests; 0: no limit.")
+@click.option("--fail-rate", type=click.FloatRange(0, 1), default=0.0, help="Share of requests that get a 500.")
+@click.option(
+    "--die-after", type=click.IntRange(0), default=0, help="It is gone at the request after so many; 0: never."
+)
+@click.option("--requests-per-minute", type=click.IntRange(0), default=0, help="Of each key, then 429; 0: no limit.")
 @_speaks_plainly
-def simulate(host: str, port: int, ttft: str, rate: float) -> None:
+def simulate(
+    host: str,
+    port: int,
+    ttft: str,
+    rate: float,
+    models: tuple[str, ...],
+    kv_cache: int,
+    prefill: int,
+    slots: int,
+    decode: int,
+    fail_rate: float,
+    die_after: int,
+    requests_per_minute: int,
+) -> None:
     """Run a simulated model server with the wire forms of real ones, for demos, tests and load tests.
 
     It speaks OpenAI's API (chat completions, completions, responses, embeddings), on Azure's paths too, Anthropic's
     messages and Ollama's own API. Requests with the header X-Simulate get what it names: an error, a cut, a pace;
-    semcache/simulate/server.py lists them. GET /simulate/stats counts what was asked.
-    """
-    from semcache.simulate.server import run
+    semcache/simulate/server.py lists them. GET /simulate/stats counts what was asked, GET /health and GET /metrics
+    answer as vLLM's do.
 
-    run(host=host, port=port, ttft_s=config.read_duration(ttft, "--ttft"), tokens_per_s=rate)
+    With --kv-cache, --prefill, --slots or --decode the first token comes after a wait for a slot and the reading of
+    what the KV cache does not hold; --rate then is the most that one request gets of --decode.
+    """
+    from semcache.simulate.gpu import Gpu
+    from semcache.simulate.limits import RateLimit
+    from semcache.simulate.server import Simulator, run
+
+    is_gpu = kv_cache or prefill or slots or decode
+    simulator = Simulator(
+        ttft_s=config.read_duration(ttft, "--ttft"),
+        tokens_per_s=rate,
+        models=models or None,
+        gpu=Gpu(kv_tokens=kv_cache, prefill_rate=prefill, slots=slots, decode_rate=decode) if is_gpu else None,
+        limit=RateLimit(requests_per_minute, time.monotonic) if requests_per_minute else None,
+        fail_rate=fail_rate,
+        die_after=die_after,
+    )
+    run(simulator, host=host, port=port)
 
 
 @main.group()

@@ -80,12 +80,12 @@ class Choice:
 
     @property
     def tokens(self) -> list[str]:
-        return _TOKEN.findall(self.tool[1] if self.tool else self.text)
+        return tokens_of(self.tool[1] if self.tool else self.text)
 
     @property
     def thoughts(self) -> list[str]:
         """The tokens of the reasoning, which are written before the others."""
-        return _TOKEN.findall(self.reasoning or "")
+        return tokens_of(self.reasoning or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +98,7 @@ class Reply:
     choices: tuple[Choice, ...]
     prompt_tokens: int
     pace: Pace = AT_ONCE
+    cached_tokens: int = 0  # of the prompt's: found in a KV cache
 
     @property
     def reasoning_tokens(self) -> int:
@@ -111,6 +112,11 @@ class Reply:
     @property
     def duration_s(self) -> float:
         return self.pace.ttft_s + self.completion_tokens * self.pace.token_s
+
+
+def tokens_of(text: str) -> list[str]:
+    """Words, each with the space before it."""
+    return _TOKEN.findall(text)
 
 
 def question_digest(question: str) -> str:
@@ -144,7 +150,7 @@ def context_digest(body: Json) -> str:
 
 def count_prompt(body: Json) -> int:
     """The tokens of a chat request: its words, and four for the frame of each message."""
-    return sum(len(_TOKEN.findall(text_of(message.get("content")))) + 4 for message in body.get("messages") or [])
+    return sum(len(tokens_of(text_of(message.get("content")))) + 4 for message in body.get("messages") or [])
 
 
 def write_reply(body: Json, orders: Mapping[str, str], number: int, now: float, pace: Pace = AT_ONCE) -> Reply:
@@ -179,7 +185,7 @@ def _choice(
     if wanted.get("type") in ("json_object", "json_schema"):
         text = orjson.dumps(_structured(text, wanted.get("json_schema") or {})).decode()
     finish = "stop"
-    tokens = _TOKEN.findall(text)
+    tokens = tokens_of(text)
     if limit is not None and len(tokens) > limit:
         text, finish = "".join(tokens[:limit]), "length"
     return Choice(text, orders.get("finish", finish), _THOUGHT if "reasoning" in orders else None)
@@ -357,7 +363,7 @@ def openai_usage(reply: Reply) -> Json:
         "prompt_tokens": reply.prompt_tokens,
         "completion_tokens": reply.completion_tokens,
         "total_tokens": reply.prompt_tokens + reply.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": reply.cached_tokens, "audio_tokens": 0},
         "completion_tokens_details": {"reasoning_tokens": reply.reasoning_tokens, "audio_tokens": 0},
     }
 

@@ -181,9 +181,9 @@ def _message(reply: Reply, *, whole: bool) -> Json:
 def _usage(reply: Reply, *, whole: bool) -> Json:
     """Of the first event of a stream, or of a whole answer."""
     usage: Json = {
-        "input_tokens": reply.prompt_tokens,
+        "input_tokens": reply.prompt_tokens - reply.cached_tokens,  # this vendor counts those apart
         "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": 0,
+        "cache_read_input_tokens": reply.cached_tokens,
         "output_tokens": reply.completion_tokens if whole else 1,
     }
     if whole and reply.reasoning_tokens:

@@ -1,8 +1,8 @@
 """A simulated model server with the wire forms of real ones: for the demo, the tests and the load tests.
 
 It answers in the form of the path that is asked (the table is in paths.py), at a set time to the first token
-and a set rate after it, counts what it was asked (GET /simulate/stats), and misbehaves on request. The header
-`X-Simulate` holds a comma-separated list:
+and a set rate after it, or as a GPU with slots and a KV cache would (gpu.py), counts what it was asked (GET
+/simulate/stats, GET /metrics), and misbehaves on request. The header `X-Simulate` holds a comma-separated list:
 
     ttft=300ms, rate=60    this request's own pace            tokens=N      an answer of N words
     finish=length          this finish reason                 reasoning, refusal   such an answer
@@ -19,11 +19,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import random
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import orjson
@@ -35,6 +37,8 @@ from semcache.errors import StartError
 from semcache.simulate import answers
 from semcache.simulate.answers import Json, Pace
 from semcache.simulate.forms import Fault, Speaking, Telling, Timed, read_body
+from semcache.simulate.gpu import Engine, NoGpu, Turn, as_prometheus
+from semcache.simulate.limits import Headers, RateLimit
 from semcache.simulate.paths import MODELS, find, vendor_of
 
 DELTAS_BEFORE_FAULT = 3
@@ -67,8 +71,15 @@ class Counters:
         }
 
 
+def die_at_once() -> None:
+    """As a machine that loses its power: no answer is finished, no connection closed."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 class Simulator:
     """One simulated server. `tokens_per_s` 0: as fast as it goes. `models`: those it has; None: any that is asked for.
+
+    `fail_rate`: of the requests this share gets a 500. `die_after`: so many requests are answered; 0: it lives.
 
     In a test: `async with Simulator() as backend: ... backend.url ... backend.counters.requests`.
     """
@@ -80,10 +91,22 @@ class Simulator:
         tokens_per_s: float = 0.0,
         models: Collection[str] | None = None,
         remember: int = 256,
+        gpu: Engine | None = None,
+        limit: RateLimit | None = None,
+        fail_rate: float = 0.0,
+        die_after: int = 0,
+        chance: Callable[[], float] = random.random,
+        die: Callable[[], None] = die_at_once,
     ) -> None:
         self.ttft_s = ttft_s
         self.tokens_per_s = tokens_per_s
         self.models = models
+        self.gpu: Engine = gpu or NoGpu()
+        self.limit = limit
+        self.fail_rate = fail_rate
+        self.die_after = die_after
+        self._chance = chance
+        self._die = die
         self.counters = Counters()
         self.asked: deque[Asked] = deque(maxlen=remember)
         self._runner: web.ServerRunner | None = None
@@ -129,17 +152,21 @@ class Simulator:
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.path.removesuffix("/")
-        if path == "/simulate/stats":
-            return web.json_response(self.counters.as_json())
+        if (told := self._told_of_itself(path)) is not None:
+            return told
         self.counters.requests += 1
         self.counters.by_path[path] += 1
         self.counters.active += 1
         self._idle.clear()
         self.counters.max_active = max(self.counters.max_active, self.counters.active)
+        headers: Headers = {}
         try:
-            return await self._answer(request, path)
+            if self.die_after and self.counters.requests > self.die_after:
+                self._die()
+            self._limit(request, path, headers)
+            return await self._answer(request, path, headers)
         except Fault as fault:
-            return _error(path, fault)
+            return _error(path, fault, headers)
         except (asyncio.CancelledError, ConnectionResetError):
             self.counters.cancelled += 1
             raise
@@ -148,16 +175,43 @@ class Simulator:
             if not self.counters.active:
                 self._idle.set()
 
+    def _told_of_itself(self, path: str) -> web.Response | None:
+        """What a model server answers its operator, who is not counted among the callers."""
+        match path:
+            case "/health":
+                return web.Response()
+            case "/metrics":
+                text = as_prometheus(self.gpu.metrics(), (list(self.models or ()) or MODELS)[0])
+                return web.Response(text=text, content_type="text/plain")
+            case "/simulate/stats":
+                return web.json_response(
+                    self.counters.as_json() | ({"gpu": told} if (told := self.gpu.metrics()) else {})
+                )
+            case _:
+                return None
+
+    def _limit(self, request: web.BaseRequest, path: str, headers: Headers) -> None:
+        """Count the request against the limit of its key, and fill in the headers that tell of it. Raises Fault."""
+        if self.limit is None or request.method == "GET":
+            return
+        key = request.headers.get("Authorization") or request.headers.get("X-Api-Key") or ""
+        allowed, left, full_in_s = self.limit.take(key)
+        headers |= self.limit.headers(path, allowed, left, full_in_s)
+        if not allowed:
+            raise Fault(429, "this key has used up its requests of this minute", code="rate_limit_exceeded")
+
     async def until_idle(self) -> None:
         """Return once no request is being answered."""
         await self._idle.wait()
 
-    async def _answer(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
+    async def _answer(self, request: web.BaseRequest, path: str, headers: Headers) -> web.StreamResponse:
         raw = await _read(request)
         self.asked.append(Asked(path, request.headers, raw))
         orders = _orders(request.headers.get("X-Simulate", ""))
         if "status" in orders:
             raise Fault(int(orders["status"]), "as ordered")
+        if self.fail_rate and self._chance() < self.fail_rate:
+            raise Fault(500, "this request is one of those that fail")
         if orders.get("hang") == "":
             await _forever()
         endpoint, extra = find(request.method, path, request.query)
@@ -167,24 +221,39 @@ class Simulator:
             if self.models is not None and body["model"] not in self.models:
                 raise vendor_of(path).unknown_model(body["model"])
         if isinstance(endpoint, Telling):
-            return await _send(request, path, endpoint.tell(body), orders)
-        return await self._speak(request, path, endpoint, body, orders)
+            return await _send(request, path, endpoint.tell(body), orders, headers)
+        asked = endpoint.read(body)
+        async with self.gpu.turn(asked) as turn:
+            return await self._speak(request, path, endpoint, body, asked, orders, turn, headers)
 
     async def _speak(
-        self, request: web.BaseRequest, path: str, endpoint: Speaking, body: Json, orders: Mapping[str, str]
+        self,
+        request: web.BaseRequest,
+        path: str,
+        endpoint: Speaking,
+        body: Json,
+        asked: Sequence[Json],
+        orders: Mapping[str, str],
+        turn: Turn,
+        headers: Headers,
     ) -> web.StreamResponse:
         said = {**orders, "reasoning": ""} if endpoint.thinks(body) else orders
         pace, number, now = self._pace(orders), next(self._numbers), time.time()
-        reply = answers.joined([answers.write_reply(ask, said, number, now, pace) for ask in endpoint.read(body)])
+        reply = answers.joined([answers.write_reply(ask, said, number, now, pace) for ask in asked])
+        reply = replace(reply, cached_tokens=turn.cached_tokens)
         if not reply.choices:  # nothing was asked
             pace = answers.AT_ONCE
         stream = body.get("stream")
         if (endpoint.streams_unasked if stream is None else stream) and "error-200" not in orders:
             events = endpoint.events(reply, body)
-            return await self._stream(request, path, events, pace, endpoint.media_type, orders)
-        if delay_s := pace.ttft_s + reply.completion_tokens * pace.token_s:
-            await asyncio.sleep(delay_s)
-        return await _send(request, path, endpoint.whole(reply, body), orders)
+            response = await self._stream(request, path, events, pace, endpoint.media_type, orders, turn, headers)
+            turn.remember(reply.choices)
+            return response
+        if pace.ttft_s:
+            await asyncio.sleep(pace.ttft_s)
+        await turn.write(reply.completion_tokens, pace.token_s)
+        turn.remember(reply.choices)
+        return await _send(request, path, endpoint.whole(reply, body), orders, headers)
 
     def _pace(self, orders: Mapping[str, str]) -> Pace:
         ttft_s = read_duration(orders["ttft"], "X-Simulate ttft") if "ttft" in orders else self.ttft_s
@@ -199,12 +268,14 @@ class Simulator:
         pace: Pace,
         media_type: str,
         orders: Mapping[str, str],
+        turn: Turn,
+        headers: Headers,
     ) -> web.StreamResponse:
         """Write events when their tokens are due. Those that are due together leave in one write."""
         ttft_s, token_s = pace
         clock = time.perf_counter  # a loop may keep its own time in whole milliseconds, and only between callbacks
-        response = web.StreamResponse(headers={"Content-Type": media_type})
-        first_at = clock() + ttft_s
+        response = web.StreamResponse(headers={"Content-Type": media_type, **headers})
+        due_at = clock() + ttft_s
         if ttft_s:
             await asyncio.sleep(ttft_s)
         await response.prepare(request)
@@ -228,7 +299,9 @@ class Simulator:
             events = list(events)[:-1]
         deltas = 0
         for place, (tokens, event) in enumerate(events):
-            delay_s = first_at + tokens * token_s - clock() if token_s else 0.0
+            token_now_s = turn.token_s(token_s)
+            due_at += (tokens - deltas) * token_now_s
+            delay_s = due_at - clock() if token_now_s else 0.0
             if delay_s > 0:
                 if not await flush():
                     return response
@@ -261,7 +334,9 @@ def _orders(header: str) -> dict[str, str]:
     return {name: value for name, _, value in parts}
 
 
-async def _send(request: web.BaseRequest, path: str, whole: bytes, orders: Mapping[str, str]) -> web.StreamResponse:
+async def _send(
+    request: web.BaseRequest, path: str, whole: bytes, orders: Mapping[str, str], headers: Headers
+) -> web.StreamResponse:
     """An answer that is no stream, or what was ordered in its place."""
     if "error-200" in orders:
         whole = orjson.dumps(vendor_of(path).error(Fault(500, "as ordered")))
@@ -269,12 +344,13 @@ async def _send(request: web.BaseRequest, path: str, whole: bytes, orders: Mappi
         whole = b"<html>not what was asked for</html>"
     if "cut" in orders or "hang" in orders:
         return await _broken_off(request, whole, orders)
-    return web.Response(body=whole, content_type="application/json")
+    return web.Response(body=whole, content_type="application/json", headers=headers)
 
 
-def _error(path: str, fault: Fault) -> web.Response:
+def _error(path: str, fault: Fault, headers: Headers) -> web.Response:
     body = orjson.dumps(vendor_of(path).error(fault))
-    headers = {"Retry-After": "1"} if fault.status in (429, 503, 529) else None
+    if fault.status in (429, 503, 529):
+        headers = {"retry-after": "1", **headers}
     return web.Response(status=fault.status, body=body, content_type="application/json", headers=headers)
 
 
@@ -302,14 +378,14 @@ async def _forever() -> None:
     await asyncio.get_running_loop().create_future()
 
 
-def run(*, host: str, port: int, ttft_s: float, tokens_per_s: float) -> None:
+def run(simulator: Simulator, *, host: str, port: int) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises StartError."""
     import uvloop
 
-    uvloop.run(_serve(host, port, Simulator(ttft_s=ttft_s, tokens_per_s=tokens_per_s)))
+    uvloop.run(_serve(simulator, host, port))
 
 
-async def _serve(host: str, port: int, simulator: Simulator) -> None:
+async def _serve(simulator: Simulator, host: str, port: int) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
