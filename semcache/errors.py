@@ -1,12 +1,13 @@
 """Whose fault it is. Foreign exceptions are translated into these in the file where they enter.
 
-A ClientError or UpstreamError ends as a response in the client's dialect. A CacheFault never reaches a client:
-the request goes forward as a BYPASS. A ConfigError ends the start of the program, or is refused by a reload.
+A ClientError, UpstreamError or Overloaded ends as a response in the client's dialect. A CacheFault never reaches a
+client: the request goes forward as a BYPASS. A ConfigError ends the start of the program, or is refused by a reload.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import ceil
 
 
 class SemcacheError(Exception):
@@ -49,6 +50,21 @@ class UpstreamError(SemcacheError):
         self.status = status
         self.code = code
         self.sent = sent  # the request may have arrived, so it must not be sent again
+
+
+class Overloaded(SemcacheError):
+    """There is no place for the request now, at any backend that may take it: 503, and when to come back.
+
+    Not 429: that says the caller has had his share, and is what a spent limit of his own answers. Nothing was sent, so
+    nothing stands against asking again, and the SDKs do so by themselves after `Retry-After`.
+    """
+
+    status = 503
+    code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.headers = {"Retry-After": str(max(1, ceil(retry_after_s)))}  # whole seconds (RFC 9110 section 10.2.3)
 
 
 STOPPING = UpstreamError("the proxy is stopping", status=503, code="stopping")  # at the end of a drain
