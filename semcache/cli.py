@@ -175,6 +175,7 @@ def demo(leave: bool, port: int) -> None:
 @click.option(
     "--model", "models", multiple=True, help="A model that it has; repeatable. Without: any that is asked for."
 )
+@click.option("--name", default="fp_simulated", help="Told as system_fingerprint: which of several servers answered.")
 @click.option(
     "--kv-cache", type=click.IntRange(0), default=0, help="Room of its KV cache in tokens; 0: nothing is kept."
 )
@@ -195,6 +196,7 @@ def simulate(
     ttft: str,
     rate: float,
     models: tuple[str, ...],
+    name: str,
     kv_cache: int,
     prefill: int,
     slots: int,
@@ -222,6 +224,7 @@ def simulate(
         ttft_s=config.read_duration(ttft, "--ttft"),
         tokens_per_s=rate,
         models=models or None,
+        fingerprint=name,
         gpu=Gpu(kv_tokens=kv_cache, prefill_rate=prefill, slots=slots, decode_rate=decode) if is_gpu else None,
         limit=RateLimit(requests_per_minute, time.monotonic) if requests_per_minute else None,
         fail_rate=fail_rate,

@@ -99,6 +99,7 @@ class Reply:
     prompt_tokens: int
     pace: Pace = AT_ONCE
     cached_tokens: int = 0  # of the prompt's: found in a KV cache
+    fingerprint: str = FINGERPRINT  # which server answered
 
     @property
     def reasoning_tokens(self) -> int:
@@ -281,7 +282,7 @@ def openai_json(reply: Reply, body: Json) -> bytes:
             "choices": choices,
             "usage": openai_usage(reply),
             "service_tier": "default",
-            "system_fingerprint": FINGERPRINT,
+            "system_fingerprint": reply.fingerprint,
         }
     )
 
@@ -295,7 +296,7 @@ def openai_events(reply: Reply, body: Json) -> Iterator[tuple[int, bytes]]:
         "created": reply.created,
         "model": reply.model,
         "service_tier": "default",
-        "system_fingerprint": FINGERPRINT,
+        "system_fingerprint": reply.fingerprint,
     }
     if with_usage:
         frame["usage"] = None

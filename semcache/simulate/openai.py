@@ -11,7 +11,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from semcache.simulate import answers
-from semcache.simulate.answers import DONE, FINGERPRINT, Json, Reply, openai_usage, sse
+from semcache.simulate.answers import DONE, Json, Reply, openai_usage, sse
 from semcache.simulate.forms import Fault, Request, Timed
 from semcache.simulate.vectors import DIMENSIONS, Vector, count_words, embed
 
@@ -121,7 +121,7 @@ def _completion_frame(reply: Reply) -> Json:
         "object": "text_completion",
         "created": reply.created,
         "model": reply.model,
-        "system_fingerprint": FINGERPRINT,
+        "system_fingerprint": reply.fingerprint,
     }
 
 

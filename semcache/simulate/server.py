@@ -91,6 +91,7 @@ class Simulator:
         tokens_per_s: float = 0.0,
         models: Collection[str] | None = None,
         remember: int = 256,
+        fingerprint: str = answers.FINGERPRINT,
         gpu: Engine | None = None,
         limit: RateLimit | None = None,
         fail_rate: float = 0.0,
@@ -101,6 +102,7 @@ class Simulator:
         self.ttft_s = ttft_s
         self.tokens_per_s = tokens_per_s
         self.models = models
+        self.fingerprint = fingerprint
         self.gpu: Engine = gpu or NoGpu()
         self.limit = limit
         self.fail_rate = fail_rate
@@ -240,7 +242,7 @@ class Simulator:
         said = {**orders, "reasoning": ""} if endpoint.thinks(body) else orders
         pace, number, now = self._pace(orders), next(self._numbers), time.time()
         reply = answers.joined([answers.write_reply(ask, said, number, now, pace) for ask in asked])
-        reply = replace(reply, cached_tokens=turn.cached_tokens)
+        reply = replace(reply, cached_tokens=turn.cached_tokens, fingerprint=self.fingerprint)
         if not reply.choices:  # nothing was asked
             pace = answers.AT_ONCE
         stream = body.get("stream")
