@@ -64,7 +64,8 @@ class WaitingRoom:
 
     A pool's backends may differ, in models or regions, so that the place which is free suits the third in order only.
     Each waiter says with `can_go` whether there is a place for him now: a turn then goes to the first one who can use
-    it, and places are found which nobody has announced. Without `can_go` whoever finds none passes his turn on.
+    it, and places are found which nobody has announced. Without `can_go` all should want the same: a `wake` is one
+    turn, and whoever finds no place passes it on.
 
     In each round, which begins with a `wake`, everybody looks once at most: or those who find nothing would call each
     other for ever.
