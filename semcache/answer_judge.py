@@ -11,15 +11,16 @@ import asyncio
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 
 import orjson
 from multidict import CIMultiDict
 
 from semcache.backends.fetch import Fetcher, UpstreamRequest
-from semcache.backends.routing import Target, rank
-from semcache.config import AnswersJudge, Pool, PoolChoice, Route
+from semcache.backends.routing import find_way
+from semcache.backends.target import Target
+from semcache.config import AnswersJudge, Pool, PoolChoice
 from semcache.errors import ClientError, SemcacheError
 from semcache.planning import Plan
 from semcache.wire.spoken import Read, chat_text, message_text
@@ -83,13 +84,13 @@ class PoolJudge:
         """What the model says; None where it says nothing. Raises SemcacheError."""
         for vendor in ("openai", "azure", "anthropic", "ollama"):
             try:
-                targets = rank(Route(pools=(PoolChoice(pool=settings.pool),)), self._pools, vendor, plan.tenant.regions)
+                way = find_way([PoolChoice(pool=settings.pool)], self._pools, vendor, plan.regions, settings.model)
             except ClientError:  # none of this dialect, or in none of the tenant's regions
                 continue
-            return await self._ask_one(settings.model, vendor, targets, texts)
+            return await self._ask_one(settings.model, vendor, way.targets, texts)
         raise ClientError(f"pool {settings.pool} has no backend that may see this tenant's answers")
 
-    async def _ask_one(self, model: str, vendor: str, targets: list[Target], texts: str) -> str | None:
+    async def _ask_one(self, model: str, vendor: str, targets: Sequence[Target], texts: str) -> str | None:
         path, headers, body, read = _request(model, vendor, texts)
         request = UpstreamRequest("POST", path, CIMultiDict(headers), body, want_recording=True, pass_key=False)
         reply = await self._fetcher.fetch(targets, request)

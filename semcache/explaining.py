@@ -173,7 +173,7 @@ class Explaining:
         learned = self._pipeline.learned(plan)
         is_fetched = self._pipeline.is_being_fetched(plan)
         verdict, reason = decide(plan, ruling, evidence, learned, is_fetched, is_circle)
-        error = plan.targets if isinstance(plan.targets, SemcacheError) and verdict is not Verdict.HIT else None
+        error = plan.way if isinstance(plan.way, SemcacheError) and verdict is not Verdict.HIT else None
         match = evidence.finding.match
         question = plan.ask.question
         return {
@@ -256,7 +256,7 @@ def decide(
         return Verdict.REFUSED, reason
     if ruling.may_coalesce and reason is not Reason.LEARNED and is_being_fetched:
         return Verdict.COALESCED, reason
-    if isinstance(plan.targets, SemcacheError):
+    if isinstance(plan.way, SemcacheError):
         return Verdict.REFUSED, reason
     return Verdict.BYPASS if FWD[reason] == "bypass" else Verdict.MISS, reason
 

@@ -33,8 +33,8 @@ class Forwarder:
 
     async def write(self, headers: Mapping[str, str], plan: Plan, recording: Recording) -> Reading:
         """`headers`: the caller's. The rest is `Source`."""
-        assert not isinstance(plan.targets, SemcacheError)
-        ask_usage = plan.ask.stream and all(target.backend.stream_usage for target in plan.targets)
+        assert not isinstance(plan.way, SemcacheError)
+        ask_usage = plan.ask.stream and all(target.backend.stream_usage for target in plan.way.targets)
         request = UpstreamRequest(
             method="POST",
             path_and_query=plan.ask.target,
@@ -43,7 +43,7 @@ class Forwarder:
             want_recording=True,
             pass_key=not self._replaces_keys,
         )
-        reply = await self._fetcher.fetch(plan.targets, request)
+        reply = await self._fetcher.fetch(plan.way.targets, request)
         try:
             head = (reply.status, reply.headers, reply.backend)
             end = _left_out(plan, reply.backend)
@@ -91,8 +91,8 @@ async def record(
 
 def _left_out(plan: Plan, name: str) -> bytes:
     """The end of a stream that this backend does not write (`stream_done: false`), if the dialect has one."""
-    assert not isinstance(plan.targets, SemcacheError)
-    leaves_it_out = any(target.name == name and not target.backend.stream_done for target in plan.targets)
+    assert not isinstance(plan.way, SemcacheError)
+    leaves_it_out = any(target.name == name and not target.backend.stream_done for target in plan.way.targets)
     return DONE if leaves_it_out and plan.ask.stream and plan.ask.endpoint in _ENDS_WITH_DONE else b""
 
 

@@ -25,6 +25,7 @@ from multidict import MultiMapping
 
 from semcache import config, wire
 from semcache.admit import Admission
+from semcache.backends.routing import Way
 from semcache.cache.embedder import Embedder
 from semcache.cache.model import prepare as prepare_model
 from semcache.cache.policy import Directives, read_directives
@@ -250,7 +251,7 @@ class Cache:
         make, arguments = opened.core.planner.plan, (address, headers, body, tenant, namespace)
         is_long = len(body) > PARSE_INLINE_BYTES
         plan = await asyncio.to_thread(make, *arguments) if is_long else make(*arguments)
-        return replace(plan, targets=())  # no backend is needed to answer
+        return replace(plan, way=Way(()))  # no backend is needed to answer
 
     async def _deliver(self, plan: Plan, asked: Directives, source: Source, outcome: Outcome) -> Delivery:
         opened = self._open()

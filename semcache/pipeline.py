@@ -160,7 +160,7 @@ class Pipeline:
         outcome.similarity = finding.best_similarity if match is None else match.similarity
         if ruling.only_if_cached:
             raise _not_cached()
-        if finding.instead is not None and isinstance(plan.targets, SemcacheError):
+        if finding.instead is not None and isinstance(plan.way, SemcacheError):
             return self._serve(plan, ruling, finding.instead, source, outcome)
         reply = self._forward(plan, ruling, finding, source, outcome)
         return replace(reply, instead=finding.instead) if isinstance(reply, Followed) and finding.instead else reply
@@ -315,7 +315,7 @@ class Pipeline:
         if ruling.only_if_cached:
             return  # this caller wants nothing fetched on his behalf
         key = self._flight_key(exact, ruling)
-        if ruling.may_store and not self.flights.is_under_way(key) and not isinstance(plan.targets, SemcacheError):
+        if ruling.may_store and not self.flights.is_under_way(key) and not isinstance(plan.way, SemcacheError):
             self._lead(plan, ruling, Finding(None), source, outcome, key=key, keep=True)
 
     # COALESCE
@@ -344,8 +344,8 @@ class Pipeline:
             if match is not None:
                 outcome.reason = None
                 return self._serve(plan, ruling, match, source, outcome)
-        if isinstance(plan.targets, SemcacheError):
-            raise plan.targets
+        if isinstance(plan.way, SemcacheError):
+            raise plan.way
         key = self._flight_key(plan.key.exact, ruling) if may_share else None
         return Followed(self._lead(plan, ruling, finding, source, outcome, key), is_relayed=True)
 

@@ -8,16 +8,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from hashlib import blake2b
+from typing import NamedTuple
 
 from cachetools import LRUCache
 
-from semcache.backends.routing import Target, pick_route, rank
+from semcache.backends.routing import (
+    BYTES_PER_TOKEN,
+    Asking,
+    Way,
+    bind,
+    find_way,
+    name_of,
+    pick_arm,
+    pick_route,
+    why_not,
+)
 from semcache.cache.conversation import turns_left_out
 from semcache.cache.key import derive_key, derive_scope
 from semcache.cache.policy import Ruling, rule
-from semcache.config import Config, Route
+from semcache.config import Config, PoolChoice, Route
 from semcache.errors import ClientError, SemcacheError
-from semcache.types import Ask, Key, Scope, Tenant
+from semcache.residency import Residency
+from semcache.types import Ask, Key, Reason, Scope, Tenant
 from semcache.wire import Address, BatchDialect, Dialect, vendor_of
 from semcache.wire.turns import Conversing, Omission
 
@@ -49,8 +62,28 @@ class Plan:
     key: Key
     route: Route
     ruling: Ruling  # the operator's; the caller's wishes come with each request
-    targets: Sequence[Target] | SemcacheError  # an error only matters when the request must be forwarded
+    way: Way | SemcacheError  # an error only matters when the request must be forwarded
     items: tuple[Item, ...] = ()  # of a batch; empty for a request that asks for one thing
+    route_name: str = ""
+    regions: frozenset[str] = frozenset()  # that it is bound to, by its tenant or its route; empty: any
+    shorter: bytes | None = None  # the context without the turns that need not be equal; see cache/key.py
+    embedder: str | None = None  # the stamp that is in the partition
+
+    def of_model(self, model: str | None) -> Plan:
+        """The same request, asked of another model: what that one answers is stored under its own name."""
+        if model is None or model == self.ask.model:
+            return self
+        ask, scope = replace(self.ask, model=model), replace(self.scope, model=model)
+        is_personal = self.ruling.personal is not None
+        key = derive_key(ask, scope, self.embedder, self.shorter, is_personal=is_personal, regions=self.regions)
+        items = tuple(
+            Item(
+                replace(item.ask, model=model),
+                derive_key(replace(item.ask, model=model), scope, None, regions=self.regions),
+            )
+            for item in self.items
+        )
+        return replace(self, ask=ask, scope=scope, key=key, items=items)
 
     def narrow(self, wanted: Sequence[int]) -> Plan:
         """The plan of a request for these items only."""
@@ -60,21 +93,49 @@ class Plan:
         # Its key is made of theirs: two requests that lack the same items, in the same order, are one flight.
         context = b"".join(item.key.exact for item in items)
         ask = replace(self.ask, body=body, context=context, items=tuple(item.ask for item in items))
-        return replace(self, ask=ask, key=derive_key(ask, self.scope, None), items=items)
+        return replace(self, ask=ask, key=derive_key(ask, self.scope, None, regions=self.regions), items=items)
+
+
+class _Going(NamedTuple):
+    """What follows from the route that a request takes."""
+
+    route: Route
+    name: str
+    way: Way | SemcacheError
+    regions: frozenset[str]
 
 
 class Planner:
     def __init__(self, config: Config, embedder: str) -> None:
         """`embedder`: the stamp of the one that questions are embedded with."""
-        self._config = config
         self._embedder = embedder
         self._plans: LRUCache[tuple[object, ...], Plan] = LRUCache(PLANS, getsizeof=_weight)
-        self._routes = lru_cache(1024)(self._route)
+        self.adopt(config)
+
+    def adopt(self, config: Config) -> None:
+        """Plan by these settings from now on. Requests that have a plan go by it to their end."""
+        self._config = config
+        self.residency = Residency(config)
+        self._plans.clear()
+        self._routes = lru_cache(1024)(self._go)
         self._spoken = {backend.dialect for pool in config.pools.values() for backend in pool.backends}
+        sticky = {
+            route.sticky.partition(":")[2].lower() for route in config.routes if route.sticky.startswith("header:")
+        }
+        # Of all fields only those that a route reads belong to what a plan follows from.
+        self._read_fields = tuple(sorted({name.lower() for route in config.routes for name in route.headers} | sticky))
+        self._reads_size = any(route.prompt.min or route.prompt.max is not None for route in config.routes)
+
+    def forget(self) -> None:
+        """What a tenant may do has changed: nothing that was planned for him holds on."""
+        self._plans.clear()
+        self._routes.cache_clear()
 
     def plan(self, address: Address, headers: Mapping[str, str], body: bytes, tenant: Tenant, namespace: str) -> Plan:
         """Parse, rule, derive the key, find the route. Raises ClientError for a body that is not a request."""
-        identity = (address.target, tenant.id, namespace, address.dialect.context_headers(headers), body)
+        context_headers = address.dialect.context_headers(headers)
+        fields = self._fields(headers) if self._read_fields else ()
+        identity = (address.target, tenant.id, tenant.key, namespace, context_headers, fields, body)
         plan = self._plans.get(identity)
         if plan is None:
             plan = self._plan(address, headers, body, tenant, namespace)
@@ -106,8 +167,13 @@ class Planner:
     def _plan(self, address: Address, headers: Mapping[str, str], body: bytes, tenant: Tenant, namespace: str) -> Plan:
         dialect = address.dialect
         ask = dialect.parse(address, body, headers)
-        route, targets = self._find_route(ask.model, ask.dialect, tenant.regions)
-        ruling = rule(ask, route.cache, route.match)
+        path = address.target.partition("?")[0]
+        size = len(body) // BYTES_PER_TOKEN if self._reads_size else 0
+        going = self._find(Asking(ask.model, path, tenant, dict(self._fields(headers)), size), ask.dialect, ask)
+        route, regions = going.route, going.regions
+        if isinstance(going.way, Way) and going.way.model is not None:
+            ask = replace(ask, model=going.way.model)
+        ruling = self._rule(ask, route, regions)
         # What is personal stays with its tenant, whoever shares the rest.
         scope = derive_scope(ask, tenant, namespace, "tenant" if ruling.personal else route.cache.sharing)
         if route.cache.min_uses > 1 and scope.tenant != tenant.id:
@@ -118,48 +184,93 @@ class Planner:
         if left_out is not None:
             assert isinstance(dialect, Conversing)  # the others read no turns
             shorter = dialect.context_without(address, body, headers, Omission(left_out, ruling.compares_turns))
-        key = derive_key(ask, scope, embedder, shorter, is_personal=ruling.personal is not None)
-        items = tuple(Item(item, derive_key(item, scope, None)) for item in ask.items)
-        return Plan(ask, dialect, tenant, scope, key, route, ruling, targets, items)
+        is_personal = ruling.personal is not None
+        key = derive_key(ask, scope, embedder, shorter, is_personal=is_personal, regions=regions)
+        items = tuple(Item(item, derive_key(item, scope, None, regions=regions)) for item in ask.items)
+        return Plan(
+            ask=ask,
+            dialect=dialect,
+            tenant=tenant,
+            scope=scope,
+            key=key,
+            route=route,
+            ruling=ruling,
+            way=going.way,
+            items=items,
+            route_name=going.name,
+            regions=regions,
+            shorter=shorter,
+            embedder=embedder,
+        )
 
-    def targets_for_path(
+    def _rule(self, ask: Ask, route: Route, regions: frozenset[str]) -> Ruling:
+        """RULE, within the regions that the request is bound to."""
+        ruling = rule(ask, route.cache, route.match)
+        if not regions:
+            return ruling
+        ruling = replace(ruling, regions=regions)
+        if not self.residency.may_store(regions):
+            return replace(ruling, skip_lookup=Reason.REGION, may_store=False, may_coalesce=False)
+        if not self.residency.may_embed(regions):
+            return replace(ruling, exact_only=ruling.exact_only or Reason.EXACT_ONLY)
+        return ruling
+
+    def way_for_path(
         self, path: str, headers: Mapping[str, str], model: str | None, tenant: Tenant
-    ) -> Sequence[Target]:
-        """Where a request goes that passes through. Raises ClientError when no backend may take it.
+    ) -> tuple[Way, Route, str]:
+        """Where a request goes that passes through, its route and that route's name. Raises ClientError when no backend
+        may take it.
 
         A vendor's paths go to backends that speak its dialect, and so does the caller's key.
         """
         vendor = vendor_of(path, headers)
         if vendor == "ollama" and vendor not in self._spoken and path not in _OLLAMA_ASKS:
             raise ClientError("no backend here is an Ollama (`dialect: ollama`)", status=404, code="dialect_not_served")
-        _, targets = self._find_route(model, vendor, tenant.regions)
-        if isinstance(targets, SemcacheError):
-            raise targets
-        return targets
+        going = self._find(Asking(model, path, tenant, dict(self._fields(headers))), vendor)
+        if isinstance(going.way, SemcacheError):
+            raise going.way
+        return going.way, going.route, going.name
 
-    def _find_route(
-        self, model: str | None, vendor: str, regions: frozenset[str]
-    ) -> tuple[Route, Sequence[Target] | SemcacheError]:
-        find = self._routes if len(model or "") <= MODEL_CHARS else self._route
-        return find(model, vendor, regions)
+    def explain_route(self, asking: Asking) -> Sequence[str | None]:
+        """For each route why it does not take this request; None: it fits. The first that does is taken."""
+        return [why_not(route, asking) for route in self._config.routes]
 
-    def _route(
-        self, model: str | None, vendor: str, regions: frozenset[str]
-    ) -> tuple[Route, Sequence[Target] | SemcacheError]:
-        """The route of a model and the backends it may use, or why there are none. No model: the catch-all route.
+    def _find(self, asking: Asking, vendor: str, ask: Ask | None = None) -> _Going:
+        """The route of a request, and where it goes. Raises ClientError for one that no route takes, or that may not be
+        here.
+        """
+        routes = self._config.routes
+        place = pick_route(routes, asking)
+        route, name = routes[place], name_of(routes, place)
+        regions = bind(asking.tenant.regions, route.regions)
+        self.residency.refuse_outsiders(regions)
+        arm = pick_arm(name, route.split, _sticky(route.sticky, asking, ask)) if route.split else None
+        choices, model = (route.pools, route.model) if arm is None else (arm.pools, arm.model or route.model)
+        find = self._routes if len(asking.model or "") <= MODEL_CHARS else self._go
+        return _Going(route, name, find(choices, asking.model, model, vendor, regions), regions)
+
+    def _go(
+        self,
+        choices: tuple[PoolChoice, ...],
+        asked: str | None,
+        model: str | None,
+        vendor: str,
+        regions: frozenset[str],
+    ) -> Way | SemcacheError:
+        """The backends a request may use, or why there are none: that matters only when it must be forwarded.
 
         Where the whole configuration speaks one dialect, as behind `--upstream`, its backends get every vendor's
         requests: model servers speak more than one, and what they do not know they say themselves.
-        Raises ClientError for a model that no route takes.
         """
-        routes = self._config.routes
-        route = pick_route(routes, model) if model else next((r for r in routes if "*" in r.models), routes[0])
         if vendor not in self._spoken and len(self._spoken) == 1:
             (vendor,) = self._spoken
         try:
-            return route, rank(route, self._config.pools, vendor, regions)
-        except SemcacheError as error:  # matters only when the request must be forwarded
-            return route, error
+            return find_way(choices, self._config.pools, vendor, regions, asked, model)
+        except SemcacheError as error:
+            return error
+
+    def _fields(self, headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+        return tuple((name, headers[name]) for name in self._read_fields if name in headers)
 
     def stats(self) -> dict[str, float]:
         return {"plans": len(self._plans)}
@@ -171,3 +282,17 @@ def _weight(plan: Plan) -> int:
 
 def _wants(route: Route, address: Address) -> bool:
     return address.opt_in is None or bool(getattr(route.cache, address.opt_in))
+
+
+def _sticky(by: str, asking: Asking, ask: Ask | None) -> str:
+    """What decides the side of an experiment: equal texts go to the same side."""
+    if by.startswith("header:"):
+        return asking.headers.get(by.removeprefix("header:").lower(), "")
+    if ask is None or by == "tenant":
+        return asking.tenant.id
+    if by == "user":
+        return f"{asking.tenant.id} {ask.user or ''}"
+    if by == "session":
+        first = next((turn.text for turn in ask.turns if turn.role == "user"), ask.question)
+        return f"{asking.tenant.id} {ask.user or ''} {first or ''}"
+    return blake2b(ask.body, digest_size=16).hexdigest()

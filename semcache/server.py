@@ -221,9 +221,9 @@ class Server:
             length = request.content_length
             if request.content_type == "multipart/form-data":
                 model, body = await read_form_model(request.headers["Content-Type"], body)
-        targets = self._planner.targets_for_path(path, request.headers, model, tenant)
+        way, _, outcome.route = self._planner.way_for_path(path, request.headers, model, tenant)
         reply = await self._fetcher.fetch(
-            targets,
+            way.targets,
             UpstreamRequest(
                 request.method,
                 request.raw_path,

@@ -30,6 +30,7 @@ STOREYS: tuple[tuple[set[str], ...], ...] = (
         {"workers"},
         {"children"},
         {"verdicts"},
+        {"residency"},
         {"simulate"},
     ),
     (

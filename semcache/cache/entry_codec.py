@@ -70,6 +70,7 @@ class _More(msgspec.Struct, omit_defaults=True):
     backend: str = ""
     turns: tuple[str, ...] = ()
     turns_vector: bytes | None = None
+    region: str | None = None
 
 
 _NOTHING_MORE = _More()
@@ -119,7 +120,7 @@ class EntryCodec:
             packed,
         )
         turns_vector = None if entry.turns_vector is None else vector_bytes(entry.turns_vector)
-        extra = _More(entry.vouchers, entry.request_id, entry.backend, entry.turns, turns_vector)
+        extra = _More(entry.vouchers, entry.request_id, entry.backend, entry.turns, turns_vector, entry.region)
         more = None if extra == _NOTHING_MORE else self._encode(extra)
         return (*fields, self._seal(fields, more), more)
 
@@ -181,6 +182,7 @@ class EntryCodec:
             request_id=more.request_id,
             backend=more.backend,
             turns=more.turns,
+            region=more.region,
             turns_vector=None if more.turns_vector is None else vector_from(more.turns_vector),
             seq=seq,
         )

@@ -30,7 +30,13 @@ def derive_scope(ask: Ask, tenant: Tenant, namespace: str, sharing: str) -> Scop
 
 
 def derive_key(
-    ask: Ask, scope: Scope, embedder: str | None, shorter: bytes | None = None, *, is_personal: bool = False
+    ask: Ask,
+    scope: Scope,
+    embedder: str | None,
+    shorter: bytes | None = None,
+    *,
+    is_personal: bool = False,
+    regions: frozenset[str] = frozenset(),
 ) -> Key:
     """Return the exact key and, where `embedder` (its stamp) is given and there is a question, the partition.
 
@@ -40,7 +46,7 @@ def derive_key(
     `is_personal`: the answer is for the user whom the request names. Without one it is for all who name none, and never
     for somebody who does: so such keys are of a kind of their own.
     """
-    shared = _share(ask, scope, ask.context)
+    shared = _share(ask, scope, ask.context, regions)
     if is_personal:
         said = () if ask.question is None else (ask.question.encode(),)
         return Key(_digest(b"personal", shared, (ask.user or "").encode(), *said), None)
@@ -49,11 +55,11 @@ def derive_key(
     exact = _digest(b"exact", shared, ask.question.encode())
     if embedder is None:
         return Key(exact, None)
-    near = shared if shorter is None else _share(ask, scope, shorter)
+    near = shared if shorter is None else _share(ask, scope, shorter, regions)
     return Key(exact, _digest(b"partition", near, embedder.encode()))
 
 
-def _share(ask: Ask, scope: Scope, context: bytes) -> bytes:
+def _share(ask: Ask, scope: Scope, context: bytes, regions: frozenset[str]) -> bytes:
     return _digest(
         _VERSION,
         scope.tenant.encode(),
@@ -63,6 +69,8 @@ def _share(ask: Ask, scope: Scope, context: bytes) -> bytes:
         scope.model.encode(),
         ask.target.encode(),
         context,
+        # Where nobody is bound, keys are as they were before there were regions: one part fewer.
+        *(name.encode() for name in sorted(regions)),
     )
 
 

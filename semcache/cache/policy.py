@@ -83,6 +83,8 @@ class Ruling:
     judge: float | None = None  # the least probability that the pair judge must give; None: it is not asked
     limits: Limits | None = None  # set: the error bound decides, in the place of the threshold
     rerank: Rerank | None = None  # set: a cross-encoder has the last word on candidates in its band
+    regions: frozenset[str] = frozenset()  # answers made elsewhere are not given; empty: any
+    stale_if_error_s: float = 0.0  # past ttl, where no backend gives a fresh answer
 
     @property
     def asks_all_guards(self) -> bool:
@@ -138,6 +140,7 @@ def rule(ask: Ask, cache: Cache, match: Match) -> Ruling:
         judge=match.judge if match.max_error is None else None,  # the bound has asked it already
         limits=_limits(match),
         rerank=_rerank(match),
+        stale_if_error_s=min(cache.stale_if_error, longest_s),
     )
 
 

@@ -281,6 +281,8 @@ class Verifier:
         """
         if ruling.min_uses > 1 and not may_be_given(entry, ruling):
             return Reason.UNPROVEN
+        if ruling.regions and entry.region not in ruling.regions:  # its backend has been placed elsewhere since
+            return Reason.REGION
         left_s, age_s, too_old = judge_age(entry, ruling, self._clock())
         if too_old is not None:
             return too_old

@@ -1,0 +1,46 @@
+"""RESIDENCY: where this node, its store and its logs are, and so what may be done here with whom.
+
+The rule: of a request that is bound to regions nothing leaves them, whatever fails. A node outside refuses it before
+its body is read; a store, a log or an embedder outside takes no part in it. What the configuration does not place is
+where the node is. A node that is not placed is taken to be wherever its tenants may be: there is only one to speak of.
+"""
+
+from __future__ import annotations
+
+from semcache.config import Config
+from semcache.errors import ClientError
+
+Regions = frozenset[str]  # that a request is bound to; empty: any
+
+
+class Residency:
+    def __init__(self, config: Config) -> None:
+        here = config.server.region
+        self.here = here
+        self.store = config.cache.region or here
+        self.request_log = config.server.request_log_region or here
+        self.embedder = config.embedder.region or here if config.embedder.engine == "openai" else here
+        self.refused = 0
+
+    def refuse_outsiders(self, regions: Regions) -> None:
+        """Raises ClientError 403 for a request that may not be here."""
+        if not _is_within(self.here, regions):
+            self.refused += 1
+            raise ClientError(
+                f"this key may use {', '.join(sorted(regions))} only, and this node is in {self.here}",
+                status=403,
+                code="region_not_allowed",
+            )
+
+    def may_store(self, regions: Regions) -> bool:
+        return _is_within(self.store, regions)
+
+    def may_embed(self, regions: Regions) -> bool:
+        return _is_within(self.embedder, regions)
+
+    def may_log(self, regions: Regions) -> bool:
+        return _is_within(self.request_log, regions)
+
+
+def _is_within(place: str | None, regions: Regions) -> bool:
+    return not regions or place is None or place in regions
