@@ -2,14 +2,14 @@ import pytest
 from multidict import CIMultiDict
 
 from semcache.backends.headers import forwarded_headers, returned_headers
-from semcache.backends.routing import Target, rank
-from semcache.config import Backend, Pool, Route
+from semcache.backends.target import Target, targets_of
+from semcache.config import Backend, Pool
 from semcache.errors import ClientError
 
 
-def target(api_key: str = "", dialect: str = "openai") -> Target:
-    backend = Backend(url="http://h/v1", api_key=api_key, dialect=dialect)  # type: ignore[arg-type]
-    return rank(Route(), {"p": Pool(backends=(backend,))}, dialect, frozenset())[0]
+def target(api_key: str = "", dialect: str = "openai", **headers: str) -> Target:
+    backend = Backend(url="http://h/v1", api_key=api_key, dialect=dialect, headers=headers)  # type: ignore[arg-type]
+    return next(targets_of("p", Pool(backends=(backend,))))
 
 
 def forwarded(*fields: tuple[str, str], to: Target | None = None, recording: bool = False) -> list[tuple[str, str]]:
@@ -129,6 +129,25 @@ def test_the_backends_key_replaces_every_key_of_the_caller(dialect: str, own: tu
         to=target("backend-key\n", dialect),  # as read from a file
     )
     assert sent == [own, VIA]
+
+
+def test_a_backends_own_fields_are_sent_in_place_of_the_callers() -> None:
+    to = target("key", **{"OpenAI-Organization": "ours", "X-Team": "search"})
+    fields = [("openai-organization", "theirs"), ("X-Other", "1"), ("OPENAI-ORGANIZATION", "theirs"), ("X-Team", "x")]
+    own = [("OpenAI-Organization", "ours"), ("X-Team", "search"), ("Authorization", "Bearer key")]
+    assert forwarded(*fields, to=to) == [("X-Other", "1"), *own, VIA]
+
+
+def test_a_caller_cannot_have_a_backends_own_field_removed() -> None:
+    to = target(**{"X-Team": "search"})
+    assert forwarded(("Connection", "X-Team"), ("X-Team", "x"), to=to) == [("X-Team", "search"), VIA]
+
+
+def test_each_key_of_a_backend_is_sent_alone() -> None:
+    backend = Backend(url="http://h/v1", api_keys=("one", "two"))  # type: ignore[arg-type]
+    first, second = targets_of("p", Pool(backends=(backend,)))
+    assert forwarded(to=first) == [("Authorization", "Bearer one"), VIA]
+    assert forwarded(to=second) == [("Authorization", "Bearer two"), VIA]
 
 
 def test_an_upstreams_own_fields_reach_the_client() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from multidict import CIMultiDict, MultiMapping
 
-from semcache.backends.routing import Target
+from semcache.backends.target import Target
 from semcache.errors import ClientError
 
 VIA = "semcache"
@@ -98,8 +98,9 @@ def forwarded_headers(
 
     Raises ClientError: 400 when Connection lists a field that must not go, 508 when the request has been here before.
     """
-    own_key = target.backend.api_key.get_secret_value().strip()
+    own_key, own_fields = target.api_key, target.backend.headers
     drops_keys = bool(own_key) or not pass_key
+    replaced = {name.lower() for name in own_fields}
     drops_coding = is_unpacked and "Content-Encoding" in headers
     listed: set[str] = set()
     kept = []
@@ -111,6 +112,8 @@ def forwarded_headers(
         elif field.startswith("x-forwarded-"):
             pass
         elif field in _KEYS and drops_keys:
+            pass
+        elif field in replaced:
             pass
         elif field == "accept-encoding" and want_recording:
             pass
@@ -125,6 +128,7 @@ def forwarded_headers(
         kept = [(name, value) for name, value in kept if name.lower() not in listed]
     if want_recording:
         kept.append(("Accept-Encoding", "identity"))
+    kept += [(name, value.get_secret_value()) for name, value in own_fields.items()]
     if own_key:
         own_field = _KEY_FIELDS.get(target.backend.dialect)
         kept.append((own_field, own_key) if own_field else ("Authorization", f"Bearer {own_key}"))
