@@ -18,8 +18,8 @@ import uvloop
 from multidict import CIMultiDict
 
 from semcache.backends.fetch import Fetcher, Reply, UpstreamRequest
-from semcache.backends.routing import Target, rank
-from semcache.config import Backend, Pool, Route
+from semcache.backends.target import Target, targets_of
+from semcache.config import Backend, Pool
 from semcache.errors import ClientError, UpstreamError
 from tests.scripted_upstream import (
     Close,
@@ -68,7 +68,7 @@ def fetcher() -> Fetcher:
 
 def at(port: int, *, scheme: str = "http", host: str = "127.0.0.1", api_key: str = "", pool: str = "gpu") -> Target:
     backend = Backend(url=f"{scheme}://{host}:{port}/v1", api_key=api_key)  # type: ignore[arg-type]
-    return rank(Route(), {pool: Pool(backends=(backend,))}, "openai", frozenset())[0]
+    return next(targets_of(pool, Pool(backends=(backend,))))
 
 
 def ask(body: bytes | AsyncIterator[bytes] = b"{}", method: str = "POST", **headers: str) -> UpstreamRequest:
@@ -414,6 +414,73 @@ async def test_closing_the_fetcher_ends_what_is_running() -> None:
         await upstream.closed.wait()
         with pytest.raises(UpstreamError):
             await anext(pieces)
+
+
+# Waiting for the first byte.
+
+
+@on_both_loops
+async def test_the_first_byte_is_waited_for_and_not_taken(fetcher: Fetcher) -> None:
+    begins = asyncio.Event()
+    head = Send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n")
+    async with ScriptedUpstream([[Expect(), head, Wait(begins), Send(b"body")]]) as upstream:
+        reply = await fetcher.send(at(upstream.port), ask())
+        first = asyncio.create_task(reply.first())
+        done, _ = await asyncio.wait([first], timeout=SHORT_S)
+        assert not done
+        begins.set()
+        await first
+        await reply.first()  # it has come: nothing to wait for
+        assert await read(reply) == b"body"
+        await reply.first()
+
+
+@pytest.mark.parametrize("raw", [b"HTTP/1.1 204 No Content\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"])
+@on_both_loops
+async def test_an_empty_answer_has_begun_when_it_has_ended(fetcher: Fetcher, raw: bytes) -> None:
+    async with ScriptedUpstream([[Expect(), Send(raw)]]) as upstream:
+        reply = await fetcher.send(at(upstream.port), ask())
+        await reply.first()
+        assert await read(reply) == b""
+        assert reply.whole
+
+
+@pytest.mark.parametrize("body, breaks_at_once", [(b"", True), (b"half", False)])
+@on_both_loops
+async def test_an_answer_that_breaks_off_says_so_before_its_first_byte_or_after_its_last(
+    fetcher: Fetcher, body: bytes, breaks_at_once: bool
+) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"
+    async with ScriptedUpstream([[Expect(), Send(head + body), Reset()]]) as upstream:
+        reply = await fetcher.send(at(upstream.port), ask())
+        if breaks_at_once:
+            with pytest.raises(UpstreamError):
+                await reply.first()
+        else:
+            await reply.first()
+        got = []
+        with pytest.raises(UpstreamError) as broken:
+            async for piece in reply.chunks():
+                got.append(piece)
+        assert (b"".join(got), broken.value.sent) == (body, True)
+
+
+@on_both_loops
+async def test_giving_up_the_first_byte_closes_the_connection(fetcher: Fetcher) -> None:
+    head = Send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n")
+    async with ScriptedUpstream([[Expect(), head, WaitForClose()]]) as upstream:
+        reply = await fetcher.send(at(upstream.port), ask())
+        first = asyncio.create_task(reply.first())
+        await asyncio.wait([first], timeout=SHORT_S)
+        first.cancel()
+        await upstream.closed.wait()
+
+
+@on_both_loops
+async def test_one_attempt_goes_to_one_backend(fetcher: Fetcher) -> None:
+    with pytest.raises(UpstreamError, match="refuses connections") as refused:
+        await fetcher.send(at(free_port()), ask())
+    assert not refused.value.sent
 
 
 # Failing over, and not sending twice.

@@ -103,6 +103,13 @@ class Exchange:
                 raise self._error
             await self._wait()
 
+    async def first(self) -> None:
+        """Wait for a byte of the body, or its end. Raises UpstreamError (sent) when it broke off without one."""
+        while not self._pieces and not self._ended:
+            await self._wait()
+        if not self._pieces and self._error is not None:
+            raise self._error
+
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes, in pieces of any size. Leaving early, by cancellation too, closes the connection.
 

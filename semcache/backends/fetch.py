@@ -9,16 +9,20 @@ caller knows whether asking twice is harmless (the SDKs retry a 502). GET, HEAD 
 from __future__ import annotations
 
 import asyncio
+import os
+import random
 import ssl
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from multidict import CIMultiDict
 
 from semcache.backends.connection import READ_BYTES, Body, Exchange
 from semcache.backends.headers import forwarded_headers, returned_headers
-from semcache.backends.pool import ConnectionPool
-from semcache.backends.routing import Origin, Target
+from semcache.backends.pool import ConnectionPool, Dialling, Resolver, resolve
+from semcache.backends.proxying import Proxy, ProxyError, find_proxy, refusal
+from semcache.backends.target import Origin, Target
 from semcache.errors import ClientError, UpstreamError
 from semcache.tunnel import PROTOCOLS, without_offered_keys
 
@@ -66,6 +70,14 @@ class Reply:
         told = self.headers.get("Content-Length")  # digits: the parser refuses anything else, and more than one
         return None if told is None else int(told)
 
+    async def first(self) -> None:
+        """Wait until the body has begun, and take nothing of it; one without a byte has begun when it has ended.
+
+        Raises as `chunks` does, if no byte of it came. Cancelling closes the connection: to see whether an answer
+        begins in time and to go on waiting if not, wait for a task of this with `asyncio.wait`.
+        """
+        await self._exchange.first()
+
     def chunks(self) -> AsyncIterator[bytes]:
         """The body, once. Leaving the loop early or being cancelled closes the connection.
 
@@ -82,18 +94,32 @@ class Reply:
 class Fetcher:
     """All connections to backends of one event loop."""
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
-        """`tls`: who is trusted; None for the system's certificate authorities."""
+    def __init__(
+        self,
+        tls: ssl.SSLContext | None = None,
+        *,
+        resolve: Resolver = resolve,
+        environ: Mapping[str, str] = os.environ,
+        now: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        """`tls`: who is trusted; None for the system's certificate authorities, or those that SSL_CERT_FILE and
+        SSL_CERT_DIR name. `environ`: where HTTP_PROXY and its like are looked for, once for each backend.
+        """
         self._tls = tls
-        self._pools: dict[tuple[str, Origin], ConnectionPool] = {}
-        self._buffer = memoryview(bytearray(READ_BYTES))
+        self._resolve, self._environ, self._now, self._chance = resolve, environ, now, chance
+        self._dialling: Dialling | None = None
+        self._pools: dict[tuple[str, Origin, str], ConnectionPool] = {}
         self.requests = 0
         self.failovers = 0
 
     async def start(self) -> None:
-        if self._tls is None:
-            self._tls = ssl.create_default_context()
-            self._tls.set_alpn_protocols(["http/1.1"])
+        tls = self._tls
+        if tls is None:
+            tls = ssl.create_default_context()
+            tls.set_alpn_protocols(["http/1.1"])
+        buffer = memoryview(bytearray(READ_BYTES))
+        self._dialling = Dialling(tls, buffer, self._resolve, self._now, self._chance)
 
     async def close(self) -> None:
         """Cut what is still running and close every connection."""
@@ -110,7 +136,7 @@ class Fetcher:
         error: UpstreamError | None = None
         for number, target in enumerate(targets):
             try:
-                return await self._attempt(target, request)
+                return await self.send(target, request)
             except UpstreamError as exc:
                 if exc.sent and not _is_repeatable(request):
                     raise
@@ -118,13 +144,16 @@ class Fetcher:
                 error = exc
         raise error or UpstreamError("no backend was given")
 
-    def stats(self) -> dict[str, object]:
-        pools = {f"{pool} {origin.host}:{origin.port}": held.stats() for (pool, origin), held in self._pools.items()}
-        return {"requests": self.requests, "failovers": self.failovers, "connections": pools}
+    async def send(self, target: Target, request: UpstreamRequest) -> Reply:
+        """Ask one target, once; return when the head of its answer is here. No failover: that is for the caller.
 
-    async def _attempt(self, target: Target, request: UpstreamRequest) -> Reply:
-        head = _head(target, request)  # before a connection is taken: it may refuse
-        pool = self._pools.get((target.pool, target.origin)) or self._open_pool(target)
+        Any status is an answer. Cancelling closes the connection. Raises ClientError for a request that must not be
+        forwarded; UpstreamError, whose `sent` tells whether the request may have arrived.
+        """
+        pool = self._pools.get((target.pool, target.origin, target.backend.proxy)) or self._open_pool(target)
+        # A tunnel is the backend's own connection; without one the proxy reads every request.
+        proxy = None if target.origin.tls else pool.proxy
+        head = _head(target, request, proxy)  # before a connection is taken: it may refuse
         while True:
             connection, used_before = await pool.acquire(target.name, target.connect_s)
             exchange = Exchange(
@@ -139,12 +168,24 @@ class Fetcher:
                 if used_before and exc.status == 502 and _is_repeatable(request):
                     continue
                 raise
+            if proxy is not None and exchange.status == 407:
+                exchange.abort()
+                raise UpstreamError(f"{target.name} {refusal(exchange.status)}")
             return Reply(exchange, target.name)
 
+    def stats(self) -> dict[str, object]:
+        pools = {f"{pool} {origin.host}:{origin.port}": held.stats() for (pool, origin, _), held in self._pools.items()}
+        return {"requests": self.requests, "failovers": self.failovers, "connections": pools}
+
     def _open_pool(self, target: Target) -> ConnectionPool:
-        assert self._tls is not None, "start() comes first"
-        pool = ConnectionPool(target.origin, target.max_connections, self._tls, self._buffer)
-        self._pools[target.pool, target.origin] = pool
+        assert self._dialling is not None, "start() comes first"
+        setting = target.backend.proxy
+        try:
+            proxy = find_proxy(setting, target.origin, self._environ)
+        except ProxyError as exc:
+            raise UpstreamError(f"{target.name} {exc}") from exc
+        pool = ConnectionPool(target.origin, target.max_connections, target.connection_age_s, proxy, self._dialling)
+        self._pools[target.pool, target.origin, setting] = pool
         return pool
 
 
@@ -152,9 +193,14 @@ def _is_repeatable(request: UpstreamRequest) -> bool:
     return request.method in _REPEATABLE and isinstance(request.body, bytes)
 
 
-def _head(target: Target, request: UpstreamRequest) -> bytes:
-    """Request line and fields, as bytes. Raises ClientError."""
-    lines = [f"{request.method} {target.path(request.path_and_query)} HTTP/1.1", f"Host: {target.host}"]
+def _head(target: Target, request: UpstreamRequest, proxy: Proxy | None) -> bytes:
+    """Request line and fields, as bytes. `proxy`: it reads them and asks the backend. Raises ClientError."""
+    path = target.path(request.path_and_query)
+    if proxy is not None:
+        path = f"http://{target.host}{path}"  # RFC 9112 section 3.2.2
+    lines = [f"{request.method} {path} HTTP/1.1", f"Host: {target.host}"]
+    if proxy is not None and proxy.authorization:
+        lines.append(f"Proxy-Authorization: {proxy.authorization}")
     fields = forwarded_headers(
         request.headers,
         target,
@@ -182,7 +228,7 @@ def _without_offered_keys(
     fields: Sequence[tuple[str, str]], target: Target, *, pass_key: bool
 ) -> list[tuple[str, str]]:
     """A browser's key lies in the list of subprotocols. It goes where every other caller's key goes, and no further."""
-    if pass_key and not target.backend.api_key.get_secret_value().strip():
+    if pass_key and not target.api_key:
         return list(fields)
     kept = []
     for name, value in fields:
