@@ -21,6 +21,7 @@ from urllib.parse import urlencode
 import click
 
 from semcache import __version__, config
+from semcache.commands_audit import audit
 from semcache.errors import ClientError, ConfigError, SemcacheError
 from semcache.tune import tune
 
@@ -480,6 +481,7 @@ def import_(file: Any, config_file: Path | None) -> None:
 
 
 main.add_command(tune)
+main.add_command(audit)
 
 
 # What the commands share

@@ -24,6 +24,7 @@ STOREYS: tuple[tuple[set[str], ...], ...] = (
         {"admit", "access"},
         {"usage"},
         {"audit"},
+        {"guardrails"},
         {"telemetry", "request_log", "recent_requests"},
         {"listener", "client_connection", "head", "reading", "sending", "encoding", "tls", "unix_socket"},
         {"status_headers"},
@@ -41,7 +42,7 @@ STOREYS: tuple[tuple[set[str], ...], ...] = (
     (
         {"core", "inprocess", "threaded", "langchain", "langchain_prompts", "httpx_transport"}
         | {"app", "cli", "demo", "demo_asking", "demo_questions", "demo_screen", "__main__"}
-        | {"explain_screen", "shadow_screen", "tune", "commands_keys"},
+        | {"explain_screen", "shadow_screen", "tune", "commands_audit", "commands_keys"},
     ),
 )
 PLACE = {
