@@ -1,0 +1,36 @@
+"""What callers show to say who they are, and how doubt about it is answered. Kept apart from what checks it, so that
+a proxy without tokens loads no cryptography."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from semcache.errors import ClientError
+
+CHALLENGE = {"WWW-Authenticate": "Bearer"}
+
+
+class Verified(NamedTuple):
+    """A token that was believed."""
+
+    tenant: str  # as the token has it: whether there is such a tenant is not known here
+    until: float  # unix seconds
+
+
+class KeySetStale(ClientError):
+    """A token names a key that is not known yet: await `Admission.learn_keys`, then ask again.
+
+    A 401 for whoever does not, since who asks is in doubt.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, status=401, code="invalid_api_key", headers=CHALLENGE)
+
+
+def unauthorized(message: str) -> ClientError:
+    return ClientError(message, status=401, code="invalid_api_key", headers=CHALLENGE)
+
+
+def looks_like_token(text: str) -> bool:
+    """Whether it is in the form of a signed JWT: three parts, the first of which is a JSON object in base64."""
+    return text.startswith("eyJ") and text.count(".") == 2
