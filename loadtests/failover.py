@@ -89,7 +89,7 @@ class Finding:
     backend: str
     errors: int
     cut_streams: int
-    off_after_s: float | None  # the last request that was sent there and had to go elsewhere; None: there was none
+    off_after_s: float | None  # the last request that was sent there; None: there was none
     ready_after_s: float  # from the order to come back until it could answer: the start of a process takes a while
     back_after_s: float | None  # from then on, until it served again; None: it did not
     slowest_s: float  # the longest wait for a first byte while it was away
@@ -301,11 +301,11 @@ def _find(played: Run, fault: Fault) -> Finding:
     name = NAMES[fault.victim]
     ready_s = played.ready_s[fault.victim]
     during = [asked for asked in played.requests if _overlaps(asked, fault)]
-    # Sent to it and then elsewhere, or answered by an error: either way it was still asked.
+    # Sent there and then elsewhere, answered by an error, or held until it came back: each was still sent there.
     went_there = [
         asked.sent_s - fault.begin_s
         for asked in during
-        if asked.sent_s >= fault.begin_s and (asked.is_failed or (asked.attempts or 1) > 1)
+        if asked.sent_s >= fault.begin_s and (asked.is_failed or (asked.attempts or 1) > 1 or asked.backend == name)
     ]
     back = [asked.sent_s + (asked.done_s or 0) for asked in played.requests if asked.backend == name]
     back = [at for at in back if at > fault.end_s]

@@ -47,6 +47,7 @@ def test_a_run_in_which_callers_noticed_nothing_has_no_complaints() -> None:
         (Asked(9.95, False, "", 502, "", 0.1, 0.1, "status 502"), "1 requests failed"),
         (Asked(9.95, False, "", 200, "", 0.1, 0.1, "ClientPayloadError"), "1 requests failed"),
         (answered(13, "gpu-2", attempts=2), "until 3.0 s after"),
+        (answered(14, "gpu-1", first_byte_s=7.5), "until 4.0 s after"),  # held until it came back
         (Asked(25, False, "", 502, "", 0.1, 0.1, "status 502"), "while no backend was away"),
     ],
 )
