@@ -53,7 +53,7 @@ def entries(draw: st.DrawFn) -> Entry:
             draw(st.sampled_from(Form)),
             parts,
             draw(st.just(()) | st.just(tuple(range(len(parts))))),
-            draw(st.none() | st.builds(Usage, st.integers(0, 2**40), st.integers(0, 2**40))),
+            draw(st.none() | st.builds(Usage, *[st.integers(0, 2**40)] * 3, st.booleans())),
         ),
         created_at=draw(st.floats(0, 1e11)),
         ttl_s=draw(st.floats(0, 1e9)),

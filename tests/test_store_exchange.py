@@ -60,6 +60,7 @@ ENTRIES = [
         make_entry("streamed"),
         answer=Answer("openai", Form.STREAM, (b'{"delta":"a"}', b'{"delta":"b"}'), (0, 40), Usage(1, 2)),
     ),
+    replace(make_entry("estimated"), answer=Answer("openai", Form.JSON, (b"{}",), (), Usage(9, 2, 8, True))),
     replace(make_entry("shared"), writer="shop", vouchers=("shop", "rival"), request_id="r-1", backend="gpu-1"),
     replace(make_entry("and there?"), turns=("In Rome?", "Yes."), turns_vector=np.array([0.6, 0.8], np.float32)),
     replace(make_entry("not utf-8"), answer=Answer("openai", Form.JSON, (b"\xff\xfe",))),

@@ -236,10 +236,10 @@ def test_a_first_piece_that_is_an_object_does_not_hide_what_follows() -> None:
 @pytest.mark.parametrize(
     ("usage", "totals", "told"),
     [
-        (USAGE, TOTALS, Usage(21 + 1024, 15)),
+        (USAGE, TOTALS, Usage(21 + 1024, 15, 1024)),
         ({"input_tokens": 21, "output_tokens": 1}, {"output_tokens": 15}, Usage(21, 15)),
-        ({"input_tokens": 21, "output_tokens": 1}, {**TOTALS, "input_tokens": 30}, Usage(30 + 1024, 15)),
-        (USAGE, {**TOTALS, "input_tokens": None, "cache_creation_input_tokens": 7}, Usage(21 + 7 + 1024, 15)),
+        ({"input_tokens": 21, "output_tokens": 1}, {**TOTALS, "input_tokens": 30}, Usage(30 + 1024, 15, 1024)),
+        (USAGE, {**TOTALS, "input_tokens": None, "cache_creation_input_tokens": 7}, Usage(21 + 7 + 1024, 15, 1024)),
         ({}, {}, None),
         (None, None, None),
         ({"input_tokens": "21"}, {"output_tokens": True}, None),
@@ -253,7 +253,7 @@ def test_the_ledger_counts_input_however_the_vendor_came_by_it(usage: Any, total
 
 
 def test_a_stream_that_broke_off_tells_what_it_had_cost_so_far() -> None:
-    assert read(stream(START, OPEN, SAY)).usage == Usage(21 + 1024, 1)
+    assert read(stream(START, OPEN, SAY)).usage == Usage(21 + 1024, 1, 1024)
 
 
 # Status, encoding, size

@@ -72,6 +72,21 @@ GOOD_STREAM = stream(
 )
 
 
+@pytest.mark.parametrize(
+    ("more", "cached"),
+    [
+        ({"prompt_tokens_details": {"cached_tokens": 6}}, 6),  # OpenAI, vLLM
+        ({"prompt_cache_hit_tokens": 5, "prompt_cache_miss_tokens": 4}, 5),  # DeepSeek
+        ({"prompt_tokens_details": None}, 0),
+        ({"prompt_tokens_details": {"cached_tokens": "6"}}, 0),
+        ({"prompt_tokens_details": {}}, 0),
+    ],
+)
+def test_what_the_upstream_had_cached_of_the_prompt_is_told_apart(more: dict[str, Any], cached: int) -> None:
+    raw = sse({**chunk({"content": "Four"}, "stop"), "usage": {**USAGE, **more}}) + DONE
+    assert read(raw)[1].usage == Usage(9, 4, cached)
+
+
 def test_a_whole_stream_is_kept_without_framing_and_end() -> None:
     frames, reading = read(GOOD_STREAM)
     assert reading.unstorable is None

@@ -141,6 +141,7 @@ def test_events_know_when_they_came() -> None:
     [
         (USAGE, Usage(11, 6)),
         ({"input_tokens": 3}, Usage(3, 0)),
+        ({"input_tokens": 9, "output_tokens": 1, "input_tokens_details": {"cached_tokens": 8}}, Usage(9, 1, 8)),
         ({"input_tokens": "3", "output_tokens": 4}, None),
         ({"input_tokens": 3, "output_tokens": True}, None),
         ({"output_tokens": 4}, None),

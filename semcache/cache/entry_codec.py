@@ -71,6 +71,9 @@ class _More(msgspec.Struct, omit_defaults=True):
     turns: tuple[str, ...] = ()
     turns_vector: bytes | None = None
     region: str | None = None
+    # Of the usage, beside the pair in the answer.
+    cached_tokens: int = 0
+    is_estimated: bool = False
 
 
 _NOTHING_MORE = _More()
@@ -121,6 +124,8 @@ class EntryCodec:
         )
         turns_vector = None if entry.turns_vector is None else vector_bytes(entry.turns_vector)
         extra = _More(entry.vouchers, entry.request_id, entry.backend, entry.turns, turns_vector, entry.region)
+        if usage is not None:
+            extra.cached_tokens, extra.is_estimated = usage.cached_tokens, usage.is_estimated
         more = None if extra == _NOTHING_MORE else self._encode(extra)
         return (*fields, self._seal(fields, more), more)
 
@@ -171,7 +176,7 @@ class EntryCodec:
                 form,
                 stored.parts,
                 stored.offsets_ms,
-                None if stored.usage is None else Usage(*stored.usage),
+                None if stored.usage is None else Usage(*stored.usage, more.cached_tokens, more.is_estimated),
             ),
             created_at=created_at,
             ttl_s=ttl_s,

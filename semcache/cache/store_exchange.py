@@ -52,7 +52,9 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     parts: tuple[str, ...] | None = None  # readable where they are UTF-8, as JSON is
     parts_base64: tuple[bytes, ...] | None = None
     offsets_ms: tuple[int, ...] = ()
-    usage: tuple[int, int] | None = None  # prompt tokens, completion tokens
+    # Prompt tokens, completion tokens; where it is told also those of the prompt that the upstream had cached, and 1
+    # for figures that were estimated here.
+    usage: tuple[int, ...] | None = None
     vouchers: tuple[str, ...] = ()
     request_id: str = ""
     backend: str = ""
@@ -92,7 +94,7 @@ def entry_line(entry: Entry) -> bytes:
         answer_dialect=answer.dialect,
         form=answer.form,
         offsets_ms=answer.offsets_ms,
-        usage=None if usage is None else (usage.prompt_tokens, usage.completion_tokens),
+        usage=None if usage is None else _told(usage),
         vouchers=entry.vouchers,
         request_id=entry.request_id,
         backend=entry.backend,
@@ -104,6 +106,19 @@ def entry_line(entry: Entry) -> bytes:
     except UnicodeDecodeError:
         line.parts_base64 = answer.parts
     return bytes(_encode(line)) + b"\n"
+
+
+def _told(usage: Usage) -> tuple[int, ...]:
+    """A pair where that is all: earlier versions read it."""
+    pair = (usage.prompt_tokens, usage.completion_tokens)
+    return (*pair, usage.cached_tokens, int(usage.is_estimated)) if usage.cached_tokens or usage.is_estimated else pair
+
+
+def _usage(told: tuple[int, ...] | None) -> Usage | None:
+    if told is None:
+        return None
+    prompt, completion, *more = told
+    return Usage(prompt, completion, more[0] if more else 0, any(more[1:]))
 
 
 async def read_entries(lines: AsyncIterable[bytes] | Iterable[bytes]) -> AsyncIterator[Entry]:
@@ -146,9 +161,7 @@ def _entry_from(line: bytes, number: int) -> Entry:
         question=raw.question,
         vector=vector,
         embedder=raw.embedder,
-        answer=Answer(
-            raw.answer_dialect, raw.form, parts or (), raw.offsets_ms, None if raw.usage is None else Usage(*raw.usage)
-        ),
+        answer=Answer(raw.answer_dialect, raw.form, parts or (), raw.offsets_ms, _usage(raw.usage)),
         created_at=raw.created_at,
         ttl_s=raw.ttl_s,
         grace_s=raw.grace_s,
@@ -179,7 +192,8 @@ def _check(raw: _Line, vector: Vector | None, turns_vector: Vector | None) -> No
         (raw.form is not Form.JSON or len(parts or ()) == 1, "an answer in JSON form has one part"),
         (len(raw.offsets_ms) in {0, len(parts or ())}, "offsets_ms must have one number for each part"),
         (all(offset >= 0 for offset in raw.offsets_ms), "offsets_ms must not be negative"),
-        (raw.usage is None or min(raw.usage) >= 0, "usage must not be negative"),
+        (raw.usage is None or 2 <= len(raw.usage) <= 4, "usage must be two to four numbers"),
+        (raw.usage is None or min(raw.usage, default=0) >= 0, "usage must not be negative"),
         (len(raw.vouchers) <= MOST_VOUCHERS, f"vouchers must be {MOST_VOUCHERS} at most"),
         (vector is None or _is_unit(vector), "vector must be finite and of length 1"),
         (bool(raw.turns) == (turns_vector is not None), "turns and turns_vector go together"),

@@ -71,7 +71,9 @@ class Judge:
         if not self._tokens:
             return None
         tokens = self._tokens.get
-        return Usage(sum(tokens(name, 0) for name in _INPUT_TOKENS), tokens("output_tokens", 0))
+        # What was written into the vendor's prompt cache counts as plain input: its surcharge has no place in a Usage.
+        prompt = sum(tokens(name, 0) for name in _INPUT_TOKENS)
+        return Usage(prompt, tokens("output_tokens", 0), tokens("cache_read_input_tokens", 0))
 
     def take_event(self, name: bytes, data: bytes) -> Took:
         if name == b"ping":

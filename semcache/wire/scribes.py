@@ -280,4 +280,11 @@ def usage_in(told: object, prompt: str, completion: str) -> Usage | None:
     counts = told.get(prompt), told.get(completion) or 0
     if type(counts[0]) is not int or type(counts[1]) is not int:
         return None
-    return Usage(counts[0], counts[1])
+    return Usage(counts[0], counts[1], _cached(told, prompt))
+
+
+def _cached(told: Mapping[str, Any], prompt: str) -> int:
+    """Of the prompt, in the upstream's own cache: in OpenAI's form, which most servers share, or in DeepSeek's."""
+    details = told.get(f"{prompt}_details")
+    cached = details.get("cached_tokens") if type(details) is dict else told.get("prompt_cache_hit_tokens")
+    return cached if type(cached) is int else 0
