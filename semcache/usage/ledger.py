@@ -1,9 +1,9 @@
 """Tokens and money: what was paid for, what the cache spared, and what the cache itself has cost.
 
-Two kinds of facts come in, and they do not overlap. *Answered*: a request has its answer, and who produced it. What the
-store replayed or another request's fetch shared was avoided. *Fetched*: an upstream was asked and has ended, for whomever:
-that is billed, once, whoever waited for it, and also where nobody did. So billed comes from fetches alone,
-and avoided from answers alone.
+Two kinds of facts come in, and they do not overlap. *Answered*: a request has its answer, and who produced it. What
+the store replayed or another request's fetch shared was avoided. *Fetched*: an upstream was asked and has ended. That
+is billed, once, whoever waited for it, and also where nobody did. So billed comes from fetches alone, and avoided from
+answers alone.
 
 A model without a price counts its tokens and no money. What is saved is what was avoided less what the cache has cost.
 """
