@@ -52,6 +52,9 @@ class PoolJudge:
         self._asked_this_hour = 0
         self._count: Counter[str] = Counter()
 
+    def adopt(self, pools: Mapping[str, Pool]) -> None:
+        self._pools = pools
+
     async def same(self, settings: AnswersJudge, plan: Plan, fresh: str, stored: str) -> bool | None:
         """Whether the stored answer says what the fresh one says; None: it did not say, or could not be asked."""
         question = plan.ask.question or ""

@@ -20,6 +20,7 @@ from semcache import wire
 from semcache.admin import Admin
 from semcache.admit import Admission
 from semcache.answer_judge import PoolJudge
+from semcache.backends.dispatch import Dispatcher
 from semcache.backends.fetch import Fetcher
 from semcache.cache.embedder import Embedder
 from semcache.config import Config
@@ -68,6 +69,7 @@ class App:
         prices = load_prices()
         self.ledger = Ledger(prices)
         self.fetcher = Fetcher()
+        self.dispatcher = Dispatcher(config.pools, self.fetcher)
         self.judge = PoolJudge(config.pools, self.fetcher)
         self.core = Core(config, worker == 0, embedder, clock, prices, self.judge)
         self.store, self.index, self.pipeline = self.core.store, self.core.index, self.core.pipeline
@@ -81,7 +83,7 @@ class App:
             admission,
             self.core.planner,
             self.pipeline,
-            self.fetcher,
+            self.dispatcher,
             self.telemetry,
             self.unready,
             clock,
@@ -114,7 +116,7 @@ class App:
             "listener": self.listener.stats(),
             "delivery": self.server.deliverer.stats(),
             "feedback": self.feedback.stats(),
-            "backends": self.fetcher.stats(),
+            "backends": {**self.fetcher.stats(), **self.dispatcher.stats(), "pools": self.dispatcher.pools()},
             "request_log": self.request_log.stats(),
             "usage": self.ledger.stats(),
         }

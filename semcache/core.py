@@ -83,6 +83,12 @@ class Core:
         self.upkeep = Upkeep(self.store, self._save_snapshot, leads=leads, clock=clock)
         self.store.on_erase = self._forget_snapshot
 
+    def adopt(self, config: Config) -> None:
+        """Go by other routes from the next request on; what needs a restart is the same, says reload.py."""
+        self._routes = config.routes
+        self.planner.adopt(config)
+        self.learning.adopt(config.routes)
+
     async def start(self) -> None:
         """Open the store and load the model. Raises StartError with one clear line."""
         await self.store.open()

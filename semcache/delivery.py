@@ -191,8 +191,9 @@ class Deliverer:
         await recording.begun()
         if reply.is_anothers and recording.status != 200:
             raise CacheFault("the error of another tenant's fetch: it may be about his key")
-        if reply.instead is not None and recording.status != 200:
-            raise UpstreamError("a fetch that was to be learned from failed")
+        failed = recording.status in _IN_TROUBLE if reply.is_stale_instead else recording.status != 200
+        if reply.instead is not None and failed:
+            raise UpstreamError("a fetch failed that has a stored answer to fall back on")
         _adopt(reply, outcome)
         if not reply.is_relayed and recording.status == 200:
             return await self._render(plan, reply, outcome)
@@ -230,6 +231,10 @@ class Deliverer:
         return 200, headers, score.play_whole(self._identity(plan, recording.tenant))
 
 
+# Of an upstream: it has no answer now, whatever was asked (RFC 5861 section 4, and what vendors say when overloaded).
+_IN_TROUBLE = frozenset({429, 500, 502, 503, 504, 529})
+
+
 def own_headers(outcome: Outcome) -> Headers:
     headers = [("Cache-Status", cache_status(outcome)), *id_headers(outcome)]
     if outcome.phases_ms:
@@ -263,6 +268,7 @@ def _adopt(reply: Followed, outcome: Outcome) -> None:
     passed_ms = (perf_counter() - outcome.started) * 1000
     outcome.phases_ms["fetch"] = round(passed_ms - sum(outcome.phases_ms.values()), 3)
     outcome.fwd_status, outcome.backend = recording.status, recording.backend
+    outcome.region, outcome.attempts = recording.region, recording.attempts
     if not reply.is_anothers:
         outcome.request_id = request_id(recording.headers) or outcome.request_id
 

@@ -71,14 +71,17 @@ class Explaining:
         store: Store,
         recent: RecentRequests,
     ) -> None:
-        self._routes = routes
-        self._tenants = tenants
         self._admission = admission
         self._planner = planner
         self._pipeline = pipeline
         self._explainer = explainer
         self._store = store
         self._recent = recent
+        self.adopt(routes, tenants)
+
+    def adopt(self, routes: Sequence[Route], tenants: Sequence[TenantSettings]) -> None:
+        self._routes = routes
+        self._tenants = tenants
 
     async def explain(self, body: bytes) -> Mapping[str, Any]:
         """What would become of a request, and why. Raises ClientError for one that cannot be understood."""

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import replace
 from time import perf_counter
 
-from semcache.backends.fetch import Fetcher, UpstreamRequest
+from semcache.backends.dispatch import Dispatcher, Needs
+from semcache.backends.fetch import UpstreamRequest
+from semcache.backends.target import Target
+from semcache.config import Route
 from semcache.errors import SemcacheError, UpstreamError
 from semcache.planning import Plan
 from semcache.types import Unstorable
 from semcache.wire.dialect import Reading
 from semcache.wire.recording import Recording
+from semcache.wire.rename import rename_model, rename_path
 
 # Where an answer comes from that is not stored: writes the recording of a plan to its end and returns what it turned
 # out to be. Raises SemcacheError when there is none, or when it breaks off.
@@ -25,31 +30,58 @@ BATCH_BYTES = 32 * 1024 * 1024  # of a batch's answer, however many items it has
 class Forwarder:
     """The source of a proxy: backends over HTTP."""
 
-    def __init__(self, fetcher: Fetcher, replaces_keys: bool, now: Callable[[], float] = perf_counter) -> None:
+    def __init__(self, dispatcher: Dispatcher, replaces_keys: bool, now: Callable[[], float] = perf_counter) -> None:
         """`replaces_keys`: callers hold our keys, which must not travel upstream. `now`: monotonic seconds."""
-        self._fetcher = fetcher
-        self._replaces_keys = replaces_keys
+        self._dispatcher = dispatcher
+        self.replaces_keys = replaces_keys
         self._now = now
 
     async def write(self, headers: Mapping[str, str], plan: Plan, recording: Recording) -> Reading:
         """`headers`: the caller's. The rest is `Source`."""
         assert not isinstance(plan.way, SemcacheError)
         ask_usage = plan.ask.stream and all(target.backend.stream_usage for target in plan.way.targets)
+        body = plan.dialect.upstream_body(plan.ask, ask_usage=ask_usage)
         request = UpstreamRequest(
             method="POST",
             path_and_query=plan.ask.target,
             headers=headers,
-            body=plan.dialect.upstream_body(plan.ask, ask_usage=ask_usage),
+            body=body,
             want_recording=True,
-            pass_key=not self._replaces_keys,
+            pass_key=not self.replaces_keys,
         )
-        reply = await self._fetcher.fetch(plan.way.targets, request)
+        needs = needs_of(plan.route, plan.route_name, body, plan.ask.stream, not plan.ask.traits.is_stateful)
+        reply = await self._dispatcher.fetch(plan.way, request, needs)
         try:
+            recording.came_from(reply.target.backend.region, reply.model, reply.attempts)
             head = (reply.status, reply.headers, reply.backend)
-            end = _left_out(plan, reply.backend)
+            leaves_end_out = not reply.target.backend.stream_done
+            end = DONE if leaves_end_out and plan.ask.stream and plan.ask.endpoint in _ENDS_WITH_DONE else b""
             return await record(plan, recording, *head, reply.chunks(), lambda: reply.whole, self._now, end)
         finally:
-            await reply.abort()  # after a whole reply there is nothing left to abort
+            await reply.abort()  # after a whole reply it only gives its place back
+
+
+def needs_of(route: Route, name: str, body: bytes, is_stream: bool, is_repeatable: bool) -> Needs:
+    """`is_repeatable`: asking twice does no harm at the upstream."""
+    return Needs(
+        route=name,
+        retry=route.retry,
+        hedge=route.hedge,
+        priority=route.priority,
+        is_nearest_first=route.order == "nearest",
+        is_repeatable=is_repeatable,
+        is_stream=is_stream,
+        prompt=body,
+        fit=fit_model,
+    )
+
+
+def fit_model(request: UpstreamRequest, target: Target) -> UpstreamRequest:
+    """The request as this backend wants it, where it knows the model by another name."""
+    if target.model is None or not isinstance(request.body, bytes):
+        return request
+    path = rename_path(request.path_and_query, target.model)
+    return replace(request, path_and_query=path, body=rename_model(request.body, target.model))
 
 
 async def record(
@@ -87,13 +119,6 @@ async def record(
         raise UpstreamError(f"{backend} ended its answer early", sent=True)
     await recording.extend(frames)
     return reading
-
-
-def _left_out(plan: Plan, name: str) -> bytes:
-    """The end of a stream that this backend does not write (`stream_done: false`), if the dialect has one."""
-    assert not isinstance(plan.way, SemcacheError)
-    leaves_it_out = any(target.name == name and not target.backend.stream_done for target in plan.way.targets)
-    return DONE if leaves_it_out and plan.ask.stream and plan.ask.endpoint in _ENDS_WITH_DONE else b""
 
 
 def answer_limit(plan: Plan) -> int:

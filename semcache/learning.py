@@ -105,9 +105,9 @@ class Learning:
         what an answer cost that was fetched to learn.
         """
         self._on_explored = on_explored
-        self._places = {id(route): place for place, route in enumerate(routes)}
-        self._settings = {id(route): setting_of(route, embedder.stamp) for route in routes}
         self._embedder = embedder
+        self._routes: tuple[Route, ...] = ()
+        self.adopt(routes)
         self._store = store
         self._clock = clock
         self._cost_usd = cost_usd
@@ -125,6 +125,13 @@ class Learning:
         self._vectors: LRUCache[bytes, Vector] = LRUCache(KEPT_VECTORS)
         self._count: Counter[str] = Counter()
         self._seconds = 0.0
+
+    def adopt(self, routes: Sequence[Route]) -> None:
+        """Go by these routes. Those before are still known: requests that were planned by them are under way."""
+        self._before, self._routes = self._routes, tuple(routes)
+        known = [(place, route) for routes in (self._before, self._routes) for place, route in enumerate(routes)]
+        self._places = {id(route): place for place, route in known}
+        self._settings = {id(route): setting_of(route, self._embedder.stamp) for _, route in known}
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run())

@@ -108,7 +108,8 @@ class Followed:
     is_anothers: bool = False  # another tenant's fetch: his answer is shared, his errors and headers are not
     plan: Plan | None = None  # of the items that are fetched, where the others of a batch are `known`
     known: Sequence[Match | None] = ()  # one for each item of the batch; None: it is fetched
-    instead: Match | None = None  # it is fetched only to learn: what to play should the fetch fail
+    instead: Match | None = None  # what to play should the fetch fail: it only serves to learn, or is late as it is
+    is_stale_instead: bool = False  # that is an old answer, for an upstream in trouble; a 4xx is then the answer
 
 
 Reply = Played | PlayedBatch | Followed
@@ -153,6 +154,8 @@ class Pipeline:
                 return self._serve(plan, ruling, match, source, outcome)
             return await self._answer_with(plan, ruling, match, source, outcome)
         finding = await self._look_up(plan, ruling, outcome)
+        if finding.reason is Reason.EXPIRED and ruling.stale_if_error_s > ruling.grace_s:
+            finding = finding._replace(instead=await self._look_up_stale(plan, ruling))
         match = finding.match
         if match is not None and ruling.may_serve:
             return await self._answer_with(plan, ruling, match, source, outcome)
@@ -163,7 +166,9 @@ class Pipeline:
         if finding.instead is not None and isinstance(plan.way, SemcacheError):
             return self._serve(plan, ruling, finding.instead, source, outcome)
         reply = self._forward(plan, ruling, finding, source, outcome)
-        return replace(reply, instead=finding.instead) if isinstance(reply, Followed) and finding.instead else reply
+        if not isinstance(reply, Followed) or finding.instead is None:
+            return reply
+        return replace(reply, instead=finding.instead, is_stale_instead=finding.reason is Reason.EXPIRED)
 
     async def _respond_to_batch(self, plan: Plan, ruling: Ruling, source: Source, outcome: Outcome) -> Reply:
         """The same for a request of many items: what is stored is played, and only the rest is fetched."""
@@ -207,7 +212,9 @@ class Pipeline:
         if not await self._lookup.still_answers(match, plan.key):
             return None
         outcome.reason, outcome.collapsed = None, False
-        return self._serve(plan, tighten(plan.ruling, asked), match, source, outcome)
+        # Past its grace it is given for want of a fresh one, which was asked for a moment ago: not at once again.
+        is_late = match.ttl_left_s + plan.ruling.grace_s <= 0
+        return self._serve(plan, tighten(plan.ruling, asked), match, source, outcome, may_refresh=not is_late)
 
     def forward_alone(self, plan: Plan, asked: Directives, source: Source, outcome: Outcome) -> Followed:
         """What the flight brought that this request joined is no answer to it: fetch one for it alone."""
@@ -236,6 +243,15 @@ class Pipeline:
         except Exception as exc:
             self._count_fault("a lookup", exc)
             return Finding(None, Reason.CACHE_FAULT)
+
+    async def _look_up_stale(self, plan: Plan, ruling: Ruling) -> Match | None:
+        """An answer past its grace that may still be given should no backend have a fresh one (RFC 5861 section 4)."""
+        lenient = replace(ruling, grace_s=ruling.stale_if_error_s)
+        try:
+            return (await self._lookup.find(plan.ask, plan.key, lenient, {})).match
+        except Exception as exc:
+            self._count_fault("a lookup", exc)
+            return None
 
     async def _look_up_items(self, plan: Plan, ruling: Ruling) -> tuple[list[Match | None], Reason | None]:
         """LOOKUP in the exact tier, for each item. The reason is that of the first item that was not found."""
@@ -277,7 +293,16 @@ class Pipeline:
             )
         return self._serve(plan, ruling, match, source, outcome)
 
-    def _serve(self, plan: Plan, ruling: Ruling, match: Match, source: Source, outcome: Outcome) -> Played:
+    def _serve(
+        self,
+        plan: Plan,
+        ruling: Ruling,
+        match: Match,
+        source: Source,
+        outcome: Outcome,
+        *,
+        may_refresh: bool = True,
+    ) -> Played:
         """A HIT, or a STALE one with a refresh under way."""
         outcome.verdict = Verdict.STALE if match.is_stale else Verdict.HIT
         outcome.tier = match.tier
@@ -286,7 +311,7 @@ class Pipeline:
         outcome.ttl_left_s = match.ttl_left_s
         outcome.age_s = match.age_s
         outcome.usage = match.entry.answer.usage
-        if match.is_stale:
+        if match.is_stale and may_refresh:
             key = plan.key.exact if match.tier is Tier.EXACT else b"refresh " + match.entry.key.exact
             self._refresh(plan, ruling, key, source, outcome)
         return Played(match)
@@ -417,6 +442,7 @@ class Pipeline:
         since_seq: int,
     ) -> bool:
         """Store the answer if every gate is open. True once it is durable."""
+        plan = plan.of_model(recording.model)  # a fallback's answer is that model's, and no other's
         why_not = reading.unstorable
         if why_not is None and (not ruling.may_store or _forbids_storing(recording.headers) or reading.answer is None):
             why_not = Unstorable.REFUSED
@@ -498,11 +524,12 @@ class Pipeline:
             answer=answer,
             created_at=self._clock(),
             ttl_s=ruling.ttl_s,
-            grace_s=ruling.grace_s,
+            grace_s=max(ruling.grace_s, ruling.stale_if_error_s),
             user=ask.user,
             writer=plan.tenant.id,
             request_id=recording.request_id,
             backend=recording.backend or "",
+            region=recording.region,
             turns=past.texts,
             turns_vector=past.vector,
         )

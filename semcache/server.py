@@ -21,14 +21,15 @@ from multidict import CIMultiDictProxy
 from semcache import feedback, tunnel, wire
 from semcache.admit import ANONYMOUS, Admission
 from semcache.backends.connection import Body
-from semcache.backends.fetch import Fetcher, UpstreamRequest
+from semcache.backends.dispatch import Dispatcher
+from semcache.backends.fetch import UpstreamRequest
 from semcache.backends.headers import refuse_unforwardable
 from semcache.cache.policy import Directives, read_directives
 from semcache.config import Config
 from semcache.delivery import Deliverer, Headers, id_headers, own_headers, relayed, request_id
 from semcache.errors import STOPPING, ClientError, SemcacheError, UpstreamError
 from semcache.feedback import FeedbackDesk
-from semcache.forwarding import Forwarder
+from semcache.forwarding import Forwarder, needs_of
 from semcache.listener import ClientGone, Sender, read_ahead, read_body, stream_body, whole_response
 from semcache.pacing import Timer
 from semcache.pipeline import Pipeline
@@ -52,7 +53,7 @@ class Server:
         admission: Admission,
         planner: Planner,
         pipeline: Pipeline,
-        fetcher: Fetcher,
+        dispatcher: Dispatcher,
         observer: Observer,
         unready: Callable[[], Sequence[str]],
         clock: Callable[[], float],
@@ -63,8 +64,8 @@ class Server:
         self._admission = admission
         self._planner = planner
         self.deliverer = Deliverer(pipeline, clock, timer)
-        self._forwarder = Forwarder(fetcher, admission.replaces_keys, timer.now)
-        self._fetcher = fetcher
+        self._forwarder = Forwarder(dispatcher, admission.replaces_keys, timer.now)
+        self._dispatcher = dispatcher
         self._observer = observer
         self._unready = unready
         self._desk = desk
@@ -114,6 +115,7 @@ class Server:
                 return await self._pass_through(request, path, tenant, outcome, pieces)
             plan = wanted
         outcome.model, outcome.stream = plan.ask.model, plan.ask.stream
+        outcome.route, outcome.regions = plan.route_name, plan.regions
         if self._config.server.log_prompts:
             outcome.question = plan.ask.question
         return await self._respond(request, plan, asked, outcome)
@@ -221,9 +223,10 @@ class Server:
             length = request.content_length
             if request.content_type == "multipart/form-data":
                 model, body = await read_form_model(request.headers["Content-Type"], body)
-        way, _, outcome.route = self._planner.way_for_path(path, request.headers, model, tenant)
-        reply = await self._fetcher.fetch(
-            way.targets,
+        way, route, outcome.route = self._planner.way_for_path(path, request.headers, model, tenant)
+        is_safe = request.method in ("GET", "HEAD", "OPTIONS") and isinstance(body, bytes)
+        reply = await self._dispatcher.fetch(
+            way,
             UpstreamRequest(
                 request.method,
                 request.raw_path,
@@ -233,14 +236,16 @@ class Server:
                 pass_key=not self._admission.replaces_keys,
                 switches=switches,
             ),
+            needs_of(route, outcome.route, body if isinstance(body, bytes) else b"", False, is_safe),
         )
         try:
             outcome.fwd_status, outcome.backend = reply.status, reply.backend
+            outcome.region, outcome.attempts = reply.target.backend.region, reply.attempts
             outcome.request_id = request_id(reply.headers) or outcome.request_id
             headers = [*relayed(reply.headers), *own_headers(outcome)]
-            if reply.tunnel is not None:
-                return await self._relay(request, reply.tunnel, headers, outcome)
-            return await self._stream(request, None, reply.status, headers, reply.chunks(), outcome, reply.length)
+            if reply.reply.tunnel is not None:
+                return await self._relay(request, reply.reply.tunnel, headers, outcome)
+            return await self._stream(request, None, reply.status, headers, reply.chunks(), outcome, reply.reply.length)
         finally:
             await reply.abort()
 

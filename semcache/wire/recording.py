@@ -41,6 +41,9 @@ class Recording:
         self.status = 0
         self.headers: Mapping[str, str] = {}
         self.backend: str | None = None
+        self.region: str | None = None  # of the backend
+        self.model: str | None = None  # whose answer it is, where another was asked than the request names
+        self.attempts = 0  # backends that were asked for it
         self.reading: Reading | None = None
         self.stored = False  # durable in the store
         self.unstorable: Unstorable | None = None  # why it was not kept, once that is known
@@ -67,6 +70,10 @@ class Recording:
         return self.reading is not None or self.error is not None
 
     # The fetch's side
+
+    def came_from(self, region: str | None, model: str | None, attempts: int) -> None:
+        """Said before it begins, where it comes from a backend."""
+        self.region, self.model, self.attempts = region, model, attempts
 
     def begin(self, status: int, headers: Mapping[str, str], backend: str) -> None:
         self.status, self.headers, self.backend = status, headers, backend

@@ -1,0 +1,122 @@
+"""What is known of each backend at this moment: changed by events, read by ranking. One event loop, nothing is awaited.
+
+A backend with several keys is several here: a key that is limited rests while the others work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
+from semcache.backends.concurrency import AdaptiveLimit
+from semcache.backends.ewma import PeakEwma
+from semcache.backends.health import Vitals
+from semcache.backends.prefix import PrefixMap
+from semcache.backends.target import Target
+from semcache.config import Pool
+from semcache.settings.primitives import read_hours
+
+
+class BackendState:
+    """`target` has no model in it: which one is asked for is a request's affair."""
+
+    __slots__ = (
+        "_duty",
+        "_pending",
+        "failures",
+        "in_flight",
+        "limit",
+        "prefixes",
+        "requests",
+        "round_trip",
+        "settings",
+        "target",
+        "tokens",
+        "ttft",
+        "vitals",
+        "weight",
+    )
+
+    def __init__(self, target: Target, pool: Pool) -> None:
+        self.vitals = Vitals(pool.health)
+        self.limit = AdaptiveLimit(target.backend.max_in_flight, pool.adaptive)
+        self.ttft = PeakEwma()  # seconds to the first byte of an answer
+        self.round_trip = PeakEwma()  # seconds to its host and back
+        self.prefixes = PrefixMap(pool.prefix.remember)
+        self.in_flight = 0
+        self.tokens = 0  # of their prompts, estimated
+        self.requests = 0
+        self.failures = 0
+        self._pending: set[asyncio.Timeout] = set()
+        self.adopt(target, pool)
+
+    def adopt(self, target: Target, pool: Pool) -> None:
+        """Take new settings that change nothing of what is known."""
+        self.target = target
+        self.settings = pool
+        self.weight = target.backend.weight
+        self._duty = [read_hours(hours) for hours in target.backend.hours]
+
+    # What ranking reads
+
+    def share(self, now: float) -> float:
+        return self.vitals.share(now)
+
+    def ttft_s(self, now: float) -> float | None:
+        return self.ttft.value(now)
+
+    def has_room(self) -> bool:
+        return self.in_flight < self.limit.limit
+
+    def is_on_duty(self, unix_s: float) -> bool:
+        """Whether it takes requests at this time, and has not been told to take no more."""
+        if self.target.backend.drain:
+            return False
+        if not self._duty:
+            return True
+        there = datetime.fromtimestamp(unix_s, ZoneInfo(self.target.backend.timezone))
+        day, moment = there.weekday(), there.time()
+        for days, begin, end in self._duty:
+            if begin < end:
+                if day in days and begin <= moment < end:
+                    return True
+            elif (day in days and moment >= begin) or ((day - 1) % 7 in days and moment < end):  # over midnight
+                return True
+        return False
+
+    # What happens
+
+    def begin(self, tokens: int, now: float) -> int:
+        """A request takes a place; `finish` gives it back. Returns what its end is told to `vitals` with."""
+        self.in_flight += 1
+        self.tokens += tokens
+        self.requests += 1
+        return self.vitals.begin(now)
+
+    def finish(self, tokens: int) -> None:
+        self.in_flight -= 1
+        self.tokens -= tokens
+
+    def waits(self, patience: asyncio.Timeout) -> None:
+        """A request waits for its first byte under this timeout, until `waits_no_more`."""
+        self._pending.add(patience)
+
+    def waits_no_more(self, patience: asyncio.Timeout) -> None:
+        self._pending.discard(patience)
+
+    def give_up(self) -> None:
+        """It is frozen or gone: whoever waits for a first byte need not wait any longer."""
+        for patience in self._pending:
+            patience.reschedule(asyncio.get_running_loop().time())
+
+    def stats(self, now: float) -> dict[str, object]:
+        return {
+            "state": str(self.vitals.state(now)),
+            "in_flight": self.in_flight,
+            "limit": self.limit.limit,
+            "requests": self.requests,
+            "failures": self.failures,
+            "ttft_s": self.ttft.value(now),
+            "round_trip_s": self.round_trip.value(now),
+        }
