@@ -84,8 +84,10 @@ class Admin:
         stats: Callable[[], Mapping[str, Mapping[str, object]]],
         explaining: Explaining,
         shadowing: Shadowing,
+        routes: Sequence[web.RouteDef] = (),
     ) -> None:
-        """`unready`: what is still missing before requests can be answered from the cache; empty when ready."""
+        """`unready`: what is still missing before requests can be answered from the cache; empty when ready.
+        `routes`: calls that are at home in other files; who may make them is decided here."""
         self._token = settings.admin_token.get_secret_value().encode()
         self._store = store
         self._figures = figures
@@ -93,6 +95,7 @@ class Admin:
         self._stats = stats
         self._explaining = explaining
         self._shadowing = shadowing
+        self._routes = routes
         self._max_request = 2 * settings.max_body + MAX_BODY  # as a JSON text a request's body takes more room
         self._runner: web.AppRunner | None = None
 
@@ -110,6 +113,7 @@ class Admin:
         app.router.add_post("/purge", self._purge)
         app.router.add_post("/export", self._export)
         app.router.add_post("/import", self._import)
+        app.router.add_routes(self._routes)
         # aiohttp's own log would hold the bytes of a request it cannot parse, a malformed Authorization among them.
         self._runner = web.AppRunner(app, access_log=None, logger=_SILENT, handle_signals=False, shutdown_timeout=5.0)
         await self._runner.setup()
@@ -169,32 +173,32 @@ class Admin:
         return web.Response(body=self._figures.render(), headers={"Content-Type": METRICS_TYPE, **_PLAIN})
 
     async def _healthz(self, _: web.Request) -> web.Response:
-        return _json({"status": "ok"})
+        return as_json({"status": "ok"})
 
     async def _readyz(self, _: web.Request) -> web.Response:
         missing = list(self._unready())
-        return _json({"status": "unready", "missing": missing}, 503) if missing else _json({"status": "ok"})
+        return as_json({"status": "unready", "missing": missing}, 503) if missing else as_json({"status": "ok"})
 
     # What only the operator may
 
     async def _show_stats(self, _: web.Request) -> web.Response:
-        return _json({**self._stats(), "missing": list(self._unready())})
+        return as_json({**self._stats(), "missing": list(self._unready())})
 
     async def _show_feedback(self, request: web.Request) -> web.Response:
         asked = request.query.get("limit", "100")
         if not (asked.isascii() and asked.isdigit() and 0 < len(asked) <= 4 and 0 < int(asked) <= MAX_FEEDBACK):
             raise ClientError(f"limit: write a number from 1 to {MAX_FEEDBACK}", param="limit")
-        return _json({"feedback": await self._store.recent_feedback(int(asked))})
+        return as_json({"feedback": await self._store.recent_feedback(int(asked))})
 
     async def _explain(self, request: web.Request) -> web.Response:
         whole = request.clone(client_max_size=self._max_request)
-        return _json(await self._explaining.explain(await _whole_body(whole)))
+        return as_json(await self._explaining.explain(await whole_body(whole)))
 
     async def _recall(self, request: web.Request) -> web.Response:
         request_id = request.query.get("request")
         if not request_id:
             raise ClientError("say which request: /semcache/explain?request=ID; or POST one to have it explained")
-        return _json(self._explaining.recall(request_id))
+        return as_json(self._explaining.recall(request_id))
 
     async def _shadow(self, request: web.Request) -> web.Response:
         route, target = request.query.get("route"), request.query.get("target")
@@ -206,12 +210,12 @@ class Admin:
             share = 0.0
         if share is not None and not 0 < share < 1:
             raise ClientError("target: write the share of false hits to allow, such as 0.01", param="target")
-        return _json(await self._shadowing.shadow_report(None if route is None else int(route), share))
+        return as_json(await self._shadowing.shadow_report(None if route is None else int(route), share))
 
     async def _purge(self, request: web.Request) -> web.Response:
-        selector, erase, dry_run = read_purge(await _whole_body(request))
+        selector, erase, dry_run = read_purge(await whole_body(request))
         count = await self._store.purge(selector, erase=erase, dry_run=dry_run)
-        return _json({"purged": count, "erase": erase, "dry_run": dry_run})
+        return as_json({"purged": count, "erase": erase, "dry_run": dry_run})
 
     async def _export(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": JSON_LINES, **_PLAIN})
@@ -236,7 +240,7 @@ class Admin:
             await lines.aclose()  # it may hold the store open for reading
 
     async def _import(self, request: web.Request) -> web.Response:
-        return _json({"imported": await self._store.import_lines(split_lines(_pieces(request)))})
+        return as_json({"imported": await self._store.import_lines(split_lines(_pieces(request)))})
 
 
 def read_purge(body: bytes) -> tuple[Selector, bool, bool]:
@@ -273,7 +277,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
-async def _whole_body(request: web.Request) -> bytes:
+async def whole_body(request: web.Request) -> bytes:
     """Raises ClientError 408; aiohttp raises 413 past MAX_BODY."""
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
@@ -340,7 +344,7 @@ def _is_loopback_name(host: str) -> bool:
     return name.lower() == "localhost" or name in ("0.0.0.0", "::") or _is_loopback(name)
 
 
-def _json(body: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+def as_json(body: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
     return web.Response(
         body=orjson.dumps(body),
         status=status,
@@ -349,7 +353,7 @@ def _json(body: Mapping[str, Any], status: int = 200, headers: Mapping[str, str]
 
 
 def _error(status: int, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
-    return _json({"error": {"message": message, "status": status}}, status, headers)
+    return as_json({"error": {"message": message, "status": status}}, status, headers)
 
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
