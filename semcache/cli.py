@@ -22,6 +22,7 @@ import click
 
 from semcache import __version__, config
 from semcache.commands_audit import audit
+from semcache.commands_usage import usage
 from semcache.errors import ClientError, ConfigError, SemcacheError
 from semcache.tune import tune
 
@@ -481,6 +482,7 @@ def import_(file: Any, config_file: Path | None) -> None:
 
 
 main.add_command(tune)
+main.add_command(usage)
 main.add_command(audit)
 
 

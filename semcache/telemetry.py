@@ -44,6 +44,9 @@ COUNTERS: Mapping[str, frozenset[str]] = {
         "index": "folds folds_failed fold_seconds vectors_refused snapshots_saved snapshots_damaged snapshots_foreign",
         "pipeline": "led joined stored",
         "request_log": "lines_written lines_dropped lines_lost",
+        "usage": "own_usd estimated_requests unpriced_requests",
+        "usage_file": "faults rows_written",
+        "quotas": "refused",
         "store": "commits puts refused_puts purged_puts reads damaged foreign_changes apply_faults poll_faults "
         "hot_hits hot_misses",
         "upkeep": "rounds faults expired evicted clock_jumps",
@@ -61,7 +64,9 @@ KINDS: Mapping[str, tuple[str, str, str]] = {  # prefix -> metric, what it tells
 class Spent(Protocol):
     prompt_tokens: int
     completion_tokens: int
-    usd: float
+
+    @property
+    def usd(self) -> float: ...
 
 
 class Ledger(Protocol):
@@ -257,8 +262,8 @@ class Telemetry(Collector):
         """Every figure of every part, under the names that the parts gave them."""
         by_kind: dict[str, list[tuple[tuple[str, ...], float]]] = {prefix: [] for prefix in KINDS}
         for part, figures in self._stats().items():
-            if part == "usage":  # told by model already
-                continue
+            if part == "usage":  # the rest is told by model already
+                figures = {name: value for name, value in figures.items() if name in COUNTERS[part]}
             counters = COUNTERS.get(part, frozenset())
             for name, value in figures.items():
                 if not isinstance(value, (int, float)):

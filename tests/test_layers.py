@@ -38,11 +38,11 @@ STOREYS: tuple[tuple[set[str], ...], ...] = (
         {"pipeline", "planning", "forwarding", "batches", "delivery", "pacing", "feedback", "explaining"}
         | {"answer_judge", "learning", "shadow", "vouching", "reload"},
     ),
-    ({"server"}, {"admin", "admin_keys"}, {"tuning"}),
+    ({"server"}, {"admin", "admin_keys", "admin_usage"}, {"tuning"}),
     (
         {"core", "inprocess", "threaded", "langchain", "langchain_prompts", "httpx_transport"}
         | {"app", "cli", "demo", "demo_asking", "demo_questions", "demo_screen", "__main__"}
-        | {"explain_screen", "shadow_screen", "tune", "commands_audit", "commands_keys"},
+        | {"explain_screen", "shadow_screen", "tune", "commands_audit", "commands_keys", "commands_usage"},
     ),
 )
 PLACE = {

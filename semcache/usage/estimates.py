@@ -21,8 +21,8 @@ COUNTED_CHARS = 200_000  # of a text; the rest is taken to be like it
 INLINE_BYTES = 8 * 1024  # to count in: half a millisecond. What is longer is counted on a thread
 PER_MESSAGE = 4  # tokens around each: who speaks, where it ends
 
-# Endings such as 's, words, up to three digits, signs, ends of lines with what indents the next, wide gaps. A single space is part of the
-# word behind it.
+# Endings such as 's, words, up to three digits, signs, ends of lines with what indents the next, wide gaps. A single
+# space is part of the word behind it.
 _PIECE = re.compile(r"'(?:[sdmt]|ll|ve|re)\b|[^\W\d_]+|\d{1,3}|[^\w\s]+|_+|\n\s*|[ \t]{2,}")
 _WHOLE_WORD = 8  # letters: words up to this are mostly one token, longer ones are put together of about six letters
 _WORD_PART = 6
