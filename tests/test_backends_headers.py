@@ -1,7 +1,7 @@
 import pytest
 from multidict import CIMultiDict
 
-from semcache.backends.headers import forwarded_headers, returned_headers
+from semcache.backends.headers import forwarded_headers, new_node, refuse_unforwardable, returned_headers
 from semcache.backends.target import Target, targets_of
 from semcache.config import Backend, Pool
 from semcache.errors import ClientError
@@ -96,6 +96,49 @@ def test_a_request_that_has_been_here_is_a_loop(via: str) -> None:
 
 def test_other_proxies_via_is_kept_and_ours_comes_after() -> None:
     assert forwarded(("Via", "1.1 edge, 1.1 semcache-like")) == [("Via", "1.1 edge, 1.1 semcache-like"), VIA]
+
+
+def via_of(*fields: tuple[str, str], node: str = "semcache-00000001") -> str:
+    sent = forwarded_headers(CIMultiDict(fields), target(), False, node=node)
+    return ", ".join(value for name, value in sent if name == "Via")
+
+
+def test_semcaches_in_a_row_are_no_loop_and_each_says_its_name() -> None:
+    first = via_of()
+    second = via_of(("Via", first), node="semcache-00000002")
+    assert second == "1.1 semcache-00000001, 1.1 semcache-00000002"
+    with pytest.raises(ClientError, match="this semcache already") as refused:
+        via_of(("Via", second))
+    assert (refused.value.status, refused.value.code) == (508, "loop")
+    with pytest.raises(ClientError):
+        refuse_unforwardable(CIMultiDict({"Via": second}), "semcache-00000001")
+    refuse_unforwardable(CIMultiDict({"Via": second}), "semcache-00000003")
+
+
+def test_a_row_of_semcaches_has_an_end() -> None:
+    fields = [("Via", f"1.1 semcache-0000000{number}, 1.1 cdn") for number in range(2, 7)]
+    assert via_of(*fields[:4]).endswith("1.1 semcache-00000001")
+    with pytest.raises(ClientError, match="5 semcaches") as refused:
+        via_of(*fields)
+    assert (refused.value.status, refused.value.code) == (508, "loop")
+
+
+def test_nodes_are_told_apart() -> None:
+    assert len({new_node() for _ in range(100)}) == 100
+    with pytest.raises(ClientError):
+        via_of(("Via", f"1.1 {(node := new_node())}"), node=node)
+
+
+def test_who_asks_is_signed_for_backends_that_are_semcaches_and_a_callers_word_on_it_goes_nowhere() -> None:
+    lines = iter(["line 1", "line 2"])
+    fields = CIMultiDict({"semcache-identity": "forged", "Connection": "Semcache-Identity"})
+    edge = Backend(url="http://h/v1", chain=True)
+    to = next(targets_of("p", Pool(backends=(edge,))))
+    for expected in ("line 1", "line 2"):  # each attempt has its own
+        sent = forwarded_headers(fields, to, False, identity=lambda: next(lines))
+        assert sent == [("Semcache-Identity", expected), VIA]
+    assert forwarded_headers(fields, to, False) == [VIA]
+    assert forwarded_headers(fields, target(), False, identity=lambda: next(lines)) == [VIA]
 
 
 def test_an_answer_to_be_read_is_asked_for_unencoded() -> None:

@@ -7,14 +7,19 @@ listing it in Connection, nor say who he is or where he came from in a field tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+import secrets
+from collections.abc import Callable, Iterable, Mapping
 
 from multidict import CIMultiDict, MultiMapping
 
 from semcache.backends.target import Target
 from semcache.errors import ClientError
 
-VIA = "semcache"
+NODE = "semcache"  # in Via, where a node has no name of its own
+IDENTITY = "Semcache-Identity"  # who asks, signed, between two semcaches; see access/chain.py
+MAX_HOPS = 5  # through semcaches: an edge, a region, a site and two to spare
+_OTHER_NODES = re.compile(r"semcache(-[0-9a-f]{8})?")
 
 _ONE_CONNECTION = frozenset(
     {
@@ -37,6 +42,7 @@ _ENDS_HERE = _ONE_CONNECTION | {
     "expect",  # our server has answered it
     "cache-control",  # addressed to us, as the cache nearest to the caller
     "semcache-control",
+    "semcache-identity",  # ours to write; from a caller it has been read, or is worth nothing
     "cache-status",  # a response field; from a caller it could only mislead
     "forwarded",  # these and X-Forwarded-* say where a request came from, and a caller's word on that is worth nothing
     "x-real-ip",
@@ -70,15 +76,24 @@ _KEPT_FROM_CLIENTS = _ONE_CONNECTION | {
 }
 
 
-def refuse_unforwardable(headers: MultiMapping[str]) -> None:
+def new_node() -> str:
+    """A name for this node in Via (RFC 9110 section 7.6.3: a pseudonym). The workers of one node have the same.
+
+    Of its own, since several semcaches may stand in a row, and only who comes back to the same one turns in a circle.
+    """
+    return f"{NODE}-{secrets.token_hex(4)}"
+
+
+def refuse_unforwardable(headers: MultiMapping[str], node: str = NODE) -> None:
     """Refuse what may go to no backend, before anything else is decided: the answer to it may be stored, or under way.
 
-    Raises ClientError: 400 when Connection lists a field that must not go, 508 when the request has been here before.
+    Raises ClientError: 400 when Connection lists a field that must not go, 508 when the request has been here before,
+    or through too many others.
     """
     for value in headers.getall("Connection", ()):
         _refuse_listing(_members(value))
-    for value in headers.getall("Via", ()):
-        _refuse_loop(value)
+    if via := headers.getall("Via", ()):
+        _refuse_loop(via, node)
 
 
 def forwarded_headers(
@@ -88,12 +103,15 @@ def forwarded_headers(
     *,
     pass_key: bool = True,
     is_unpacked: bool = False,
+    node: str = NODE,
+    identity: Callable[[], str] | None = None,
 ) -> list[tuple[str, str]]:
     """The fields to send to this backend, in order; framing and Host are left to whoever writes the request.
 
     `want_recording`: the answer is to be read, so it must come unencoded. `pass_key`: send the caller's own key where
     the backend has none configured; False when that key is one of ours and means nothing elsewhere. `is_unpacked`: the
-    body goes on plain, in whatever coding it came.
+    body goes on plain, in whatever coding it came. `node`: our name in Via. `identity`: who asks, signed for one use;
+    called for backends that are semcaches, too.
     Made anew for every backend that is tried, since one backend's key must not reach another.
 
     Raises ClientError: 400 when Connection lists a field that must not go, 508 when the request has been here before.
@@ -104,6 +122,7 @@ def forwarded_headers(
     drops_coding = is_unpacked and "Content-Encoding" in headers
     listed: set[str] = set()
     kept = []
+    via = []
     for name, value in headers.items():
         field = name.lower()
         if field in _ENDS_HERE:
@@ -121,8 +140,10 @@ def forwarded_headers(
             pass
         else:
             if field == "via":
-                _refuse_loop(value)
+                via.append(value)
             kept.append((name, value))
+    if via:
+        _refuse_loop(via, node)
     if listed:
         _refuse_listing(listed)
         kept = [(name, value) for name, value in kept if name.lower() not in listed]
@@ -132,7 +153,9 @@ def forwarded_headers(
     if own_key:
         own_field = _KEY_FIELDS.get(target.backend.dialect)
         kept.append((own_field, own_key) if own_field else ("Authorization", f"Bearer {own_key}"))
-    kept.append(("Via", f"1.1 {VIA}"))
+    if identity is not None and target.backend.chain:
+        kept.append((IDENTITY, identity()))
+    kept.append(("Via", f"1.1 {node}"))
     return kept
 
 
@@ -160,12 +183,20 @@ def _refuse_listing(listed: set[str]) -> None:
         raise ClientError(f"Connection may not list {', '.join(sorted(attacked))}", code="bad_connection_header")
 
 
-def _refuse_loop(via: str) -> None:
-    for member in via.split(","):
-        received_by = member.split()[1:2]  # "1.1 semcache (comment)"
-        if received_by and received_by[0].lower() == VIA:
-            raise ClientError(
-                "the request has passed through semcache already: a backend's URL leads back to it",
-                status=508,
-                code="loop",
-            )
+def _refuse_loop(via: Iterable[str], node: str) -> None:
+    hops = 0
+    for member in ",".join(via).split(","):
+        for received_by in member.lower().split()[1:2]:  # "1.1 semcache-0a1b2c3d (comment)"
+            if received_by == node:
+                raise ClientError(
+                    "the request has passed through this semcache already: a backend's URL leads back to it",
+                    status=508,
+                    code="loop",
+                )
+            hops += _OTHER_NODES.fullmatch(received_by) is not None
+    if hops >= MAX_HOPS:
+        raise ClientError(
+            f"the request has passed through {hops} semcaches already: are the backends of one the others?",
+            status=508,
+            code="loop",
+        )
