@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semcache.wire.form_model import find_model, read_form_model
+from semcache.wire.form_model import find_model, read_form_model, rename_in_form, rename_in_upload
 
 TYPE = "multipart/form-data; boundary=b"
 
@@ -88,3 +88,38 @@ async def test_what_the_sdks_send_is_understood() -> None:
     files = {"file": ("a.mp3", b"\r\n--not" * 100, "audio/mpeg")}
     request = httpx2.Request("POST", "http://x", data={"model": "whisper-1", "language": "de"}, files=files)
     assert (await read(request.read(), [70], request.headers["content-type"]))[0] == "whisper-1"
+
+
+async def renamed(body: bytes, cuts: list[int], model: str, limit: int = 65536) -> bytes:
+    edges = [0, *sorted(cuts), len(body)]
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start, end in pairwise(edges):
+            yield body[start:end]
+
+    return b"".join([piece async for piece in rename_in_upload(TYPE, pieces(), model, limit)])
+
+
+@given(st.binary(max_size=40).filter(lambda value: b"--b" not in value), st.text(max_size=20), st.data())
+async def test_a_form_is_renamed_however_it_is_cut(value: bytes, model: str, data: st.DataObject) -> None:
+    before, after = field("purpose", value), field("prompt", value) + FILE + END
+    body = before + field("model", b"whisper-1") + after
+    cuts = data.draw(st.lists(st.integers(0, len(body)), max_size=8))
+    wanted = before + field("model", model.encode()) + after
+    assert await renamed(body, cuts, model) == wanted
+    assert rename_in_form(TYPE, body, model) == wanted
+
+
+async def test_a_form_that_is_at_hand_may_name_its_model_behind_the_file() -> None:
+    body = FILE + field("model", b"whisper-1") + END
+    assert rename_in_form(TYPE, body, "w") == FILE + field("model", b"w") + END
+    assert await renamed(body, [], "w") == body
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"no form", FILE + END, field("model", b"never ends")[:-2], field("modell", b"m")]
+)
+async def test_a_form_without_a_model_stays_as_it_is(body: bytes) -> None:
+    assert await renamed(body, [1] if body else [], "w") == body
+    assert rename_in_form(TYPE, body, "w") == body
+    assert rename_in_form("multipart/form-data", body, "w") == body

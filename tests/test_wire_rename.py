@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from semcache.errors import ClientError
 from semcache.wire import find_address
-from semcache.wire.rename import rename_model, rename_path
+from semcache.wire.rename import rename, rename_model, rename_path
 
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=20)  # halves of surrogate pairs, too
 VALUES = st.recursive(
@@ -141,7 +142,36 @@ def test_azure_names_the_model_in_the_path() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/chat/completions?model=a", "/openai/v1/responses", "/openai/deployments", "/x/openai/deployments/a/b"]
+    "path",
+    [
+        "/v1/chat/completions?models=a&x=model=b&my_model=c",
+        "/openai/v1/responses",
+        "/openai/deployments",
+        "/x/openai/deployments/a/b",
+    ],
 )
 def test_a_path_that_names_no_model_stays_as_it_is(path: str) -> None:
     assert rename_path(path, "x") == path
+
+
+def test_a_websocket_names_the_model_in_its_query() -> None:
+    assert rename_path("/v1/realtime?model=gpt-realtime&x=%20", "a b&c") == "/v1/realtime?model=a%20b%26c&x=%20"
+    assert rename_path("/v1/realtime?x=1&model=", "y") == "/v1/realtime?x=1&model=y"
+
+
+FORM = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nold\r\n--b--\r\n'
+
+
+async def test_a_request_is_renamed_wherever_its_model_stands() -> None:
+    async def upload() -> AsyncIterator[bytes]:
+        yield FORM
+
+    form = "multipart/form-data; boundary=b"
+    assert rename("/v1/x", "application/json", b'{"model":"old"}', "new") == ("/v1/x", b'{"model":"new"}')
+    assert rename("/v1/x?model=old", "", b"", "new") == ("/v1/x?model=new", b"")
+    assert rename("/v1/x", form, FORM, "new") == ("/v1/x", FORM.replace(b"old", b"new"))
+    _, body = rename("/v1/x", form, upload(), "new")
+    assert not isinstance(body, bytes)
+    assert b"".join([piece async for piece in body]) == FORM.replace(b"old", b"new")
+    stream = upload()
+    assert rename("/v1/x", "application/octet-stream", stream, "new") == ("/v1/x", stream)

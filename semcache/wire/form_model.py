@@ -6,7 +6,7 @@ model within the first bytes is routed as one that names none. The SDKs send the
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator
 from email.message import Message
 
 LOOKED_AT_BYTES = 64 * 1024
@@ -32,23 +32,63 @@ async def read_form_model(
     return model, _joined(seen, body)
 
 
+def rename_in_form(content_type: str, form: bytes, model: str) -> bytes:
+    """The same form with another model; one that does not name its model comes back as it is."""
+    found, _ = _find_value(_parameters(content_type).get("boundary", ""), form, past_files=True)
+    return form if found is None else form[: found[0]] + model.encode() + form[found[1] :]
+
+
+async def rename_in_upload(
+    content_type: str, body: AsyncIterable[bytes], model: str, looked_at_bytes: int = LOOKED_AT_BYTES
+) -> AsyncIterator[bytes]:
+    """The same for a form that is still coming, of which the beginning is waited for."""
+    boundary = _parameters(content_type).get("boundary", "")
+    pieces = aiter(body)
+    start = b""
+    found, settled = None, not boundary
+    while not settled:
+        piece = await anext(pieces, None)
+        if piece is None:
+            break
+        start += piece
+        found, settled = _find_value(boundary, start[:looked_at_bytes])
+        settled = settled or len(start) >= looked_at_bytes
+    if found is not None:
+        start = start[: found[0]] + model.encode() + start[found[1] :]
+    if start:
+        yield start
+    async for piece in pieces:
+        yield piece
+
+
 def find_model(boundary: str, start: bytes) -> tuple[str | None, bool]:
     """Return the model that the start of a form names, and whether that is settled: more of the form is then no help.
 
     A file ends the search: what follows may be far away.
     """
-    _, *parts = (b"\r\n" + start).split(b"\r\n--" + boundary.encode("utf-8", "surrogateescape"))
+    found, settled = _find_value(boundary, start)
+    return _as_name(start[found[0] : found[1]]) if found else None, settled
+
+
+def _find_value(boundary: str, start: bytes, past_files: bool = False) -> tuple[tuple[int, int] | None, bool]:
+    """Where the model's name lies, and whether that is settled."""
+    delimiter = b"\r\n--" + boundary.encode("utf-8", "surrogateescape")
+    _, *parts = (b"\r\n" + start).split(delimiter)
+    end = len(start) - sum(len(delimiter) + len(part) for part in parts)
     for number, part in enumerate(parts, 1):
+        end += len(delimiter) + len(part)
         head, ended, value = part.partition(b"\r\n\r\n")
         if not ended:
             return None, part.startswith(b"--")
         names = _disposition(head)
         if names.get("filename") is not None:
+            if past_files:
+                continue
             return None, True
         if names.get("name") == "model":
             if number == len(parts):  # its end is not here yet
                 return None, len(value) > _LONGEST_NAME_BYTES
-            return _as_name(value), True
+            return (end - len(value), end), True
     return None, False
 
 

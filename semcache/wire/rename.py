@@ -9,14 +9,34 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterable, Iterator
 from json.decoder import JSONDecoder
 from urllib.parse import quote
 
 from semcache.errors import ClientError
+from semcache.wire.form_model import rename_in_form, rename_in_upload
 from semcache.wire.strict_json import MAX_COMMAS, MAX_CONTAINERS
 
 _DEPLOYMENT = re.compile(r"(?<=\A/openai/deployments/)[^/]+(?=/)")
+_IN_QUERY = re.compile(r"(?:(?<=\Amodel=)|(?<=&model=))[^&#]*")
+
+
+Body = bytes | AsyncIterable[bytes]
+
+
+def rename(target: str, content_type: str, body: Body, model: str) -> tuple[str, Body]:
+    """A request's path, query and body that ask for `model`, wherever it was named: there, in JSON, or in a form.
+
+    A body that streams is of another length then. Raises ClientError as `rename_model` does.
+    """
+    if content_type.lower().startswith("multipart/form-data"):
+        if isinstance(body, bytes):
+            body = rename_in_form(content_type, body, model)
+        else:
+            body = rename_in_upload(content_type, body, model)
+    elif isinstance(body, bytes) and body:
+        body = rename_model(body, model)
+    return rename_path(target, model), body
 
 
 def rename_model(body: bytes, model: str) -> bytes:
@@ -45,9 +65,11 @@ def rename_model(body: bytes, model: str) -> bytes:
 
 
 def rename_path(target: str, model: str) -> str:
-    """Path and query with the model in the place of Azure's deployment; those that name none come back as they are."""
+    """Path and query with the model in the place of Azure's deployment, and of the query's `model`, as a WebSocket has
+    it; those that name none come back as they are."""
+    name = quote(model, safe="")
     path, mark, query = target.partition("?")
-    return f"{_DEPLOYMENT.sub(lambda _: quote(model, safe=''), path)}{mark}{query}"
+    return f"{_DEPLOYMENT.sub(lambda _: name, path)}{mark}{_IN_QUERY.sub(lambda _: name, query)}"
 
 
 def _models_in(text: str) -> Iterator[tuple[int, int]]:
