@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from semcache.access import chain
-from semcache.access.chain import NoReader, Signer, Verifier
+from semcache.access.chain import Signer, Verifier
+from semcache.access.credentials import NoReader
 from semcache.config import Chain
 from semcache.errors import ClientError
 from semcache.types import Tenant

@@ -13,7 +13,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from hashlib import blake2b
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal
 
 import jwt
 import msgspec
@@ -73,20 +73,6 @@ class Signer:
         return jwt.encode(claims, self._key, ALGORITHM, headers={"typ": TYPE})
 
 
-class Reader(Protocol):
-    """How a proxy learns from a request's fields that another semcache speaks for its caller."""
-
-    def identify(self, headers: MultiMapping[str], now_unix: float) -> Tenant | None:
-        """None: nobody does. Raises ClientError: 401 for a line not to be believed, 403 for what it may not do here."""
-
-
-class NoReader:
-    """Lines are not believed, and not looked at: a caller is who his key says."""
-
-    def identify(self, headers: MultiMapping[str], now_unix: float) -> Tenant | None:
-        return None
-
-
 class Verifier:
     """Of one process. Another worker of the same node would take a line a second time, for its minute."""
 
@@ -99,7 +85,7 @@ class Verifier:
         self.refused = 0
 
     def identify(self, headers: MultiMapping[str], now_unix: float) -> Tenant | None:
-        """As Reader has it. A line goes before a key that comes with it: that is the edge's own key, if anybody's."""
+        """As credentials.Reader has it. A line goes before a key that comes with it: that is the edge's own key, if anybody's."""
         lines = headers.getall(FIELD, ())
         if not lines:
             return None

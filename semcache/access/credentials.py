@@ -3,9 +3,12 @@ a proxy without tokens loads no cryptography."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+
+from multidict import MultiMapping
 
 from semcache.errors import ClientError
+from semcache.types import Tenant
 
 CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
@@ -25,6 +28,20 @@ class KeySetStale(ClientError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, status=401, code="invalid_api_key", headers=CHALLENGE)
+
+
+class Reader(Protocol):
+    """How a proxy learns from a request's fields that another semcache speaks for its caller."""
+
+    def identify(self, headers: MultiMapping[str], now_unix: float) -> Tenant | None:
+        """None: nobody does. Raises ClientError: 401 for a line not to be believed, 403 for what it may not do here."""
+
+
+class NoReader:
+    """Lines are not believed, and not looked at: a caller is who his key says."""
+
+    def identify(self, headers: MultiMapping[str], now_unix: float) -> Tenant | None:
+        return None
 
 
 def unauthorized(message: str) -> ClientError:
