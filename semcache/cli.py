@@ -22,6 +22,7 @@ import click
 
 from semcache import __version__, config
 from semcache.commands_audit import audit
+from semcache.commands_keys import keys
 from semcache.commands_usage import usage
 from semcache.errors import ClientError, ConfigError, SemcacheError
 from semcache.tune import tune
@@ -484,6 +485,7 @@ def import_(file: Any, config_file: Path | None) -> None:
 main.add_command(tune)
 main.add_command(usage)
 main.add_command(audit)
+main.add_command(keys)
 
 
 # What the commands share

@@ -39,6 +39,8 @@ _SCHEMA = """
 class KeyFileFault(SemcacheError):
     """The file could not be read or written just now."""
 
+    status = 503
+
 
 class KeyFile:
     """Its methods wait for a disk: call them on a thread. One thread at a time may call `read`."""
@@ -191,7 +193,7 @@ class KeyFile:
         return [key for row in rows if (key := self._unseal(*row)) is not None]
 
     def _reread(self, row: tuple[str, str, bytes]) -> VirtualKey | None:
-        """Of ten thousand keys one has changed: reading them all takes 0.2 to 0.4 s of the processor, comparing them 20 ms."""
+        """Of ten thousand keys one has changed: reading all takes 0.2 s of the processor, comparing them 20 ms."""
         before = self._rows.get(row[0])
         return before[1] if before is not None and before[0] == row else self._unseal(*row)
 

@@ -27,11 +27,14 @@ Lifetime = Annotated[Seconds, Field(gt=0, le=LONGEST_S)]
 
 
 class Record(Protocol):
-    def __call__(self, event: str, **facts: object) -> None:
-        """Take down that something was done. Never told a key's text."""
+    def __call__(self, event: str, *, regions: frozenset[str], **facts: object) -> None:
+        """Take down what is about to be kept; what raises keeps it from being so. Never told a key's text.
+
+        `regions`: those that the key's tenant is bound to; empty: any.
+        """
 
 
-def no_record(event: str, **facts: object) -> None:
+def no_record(event: str, *, regions: frozenset[str], **facts: object) -> None:
     """Where nothing is audited."""
 
 
@@ -80,7 +83,7 @@ class Locksmith:
     def create(self, wanted: NewKey) -> Made:
         """Raises ClientError for a tenant that is not there, and for what it may not use itself."""
         grants = Grants(**{name: getattr(wanted, name) for name in Grants.model_fields})
-        found = next((tenant for tenant in self._tenants() if tenant.name == wanted.tenant), None)
+        found = self._tenant(wanted.tenant)
         if found is None:
             known = ", ".join(tenant.name for tenant in self._tenants())
             raise ClientError(f'no tenant is called "{wanted.tenant[:80]}"; there are {known}', param="tenant")
@@ -107,7 +110,7 @@ class Locksmith:
                     break
                 except sqlite3.IntegrityError:  # the id is taken: one in 2**59
                     continue
-        self._tell("key-created", key, expires=day_and_time(expires))
+            self._tell("key-created", key, expires=day_and_time(expires))
         return Made(text, key)
 
     def rotate(self, key_id: str, overlap_s: float = OVERLAP_S) -> Made:
@@ -129,7 +132,7 @@ class Locksmith:
             ]
             key = key.model_copy(update={"secrets": (*old, Secret(digest=self._file.digest(text)))})
             change.put(key)
-        self._tell("key-rotated", key, overlap_s=overlap_s)
+            self._tell("key-rotated", key, overlap_s=overlap_s)
         return Made(text, key)
 
     def revoke(self, key_id: str) -> VirtualKey:
@@ -139,7 +142,7 @@ class Locksmith:
             if key.revoked is None:
                 key = key.model_copy(update={"revoked": self._clock()})
                 change.put(key)
-        self._tell("key-revoked", key)
+            self._tell("key-revoked", key)
         return key
 
     def update(self, key_id: str, wanted: KeyChange) -> VirtualKey:
@@ -157,8 +160,8 @@ class Locksmith:
                 changes["limits"] = key.limits.model_copy(update=said)
             key = key.model_copy(update=changes)
             change.put(key)
-        limits = key.limits.model_dump(exclude_none=True)
-        self._tell("key-updated", key, limits=limits, expires=day_and_time(key.expires))
+            limits = key.limits.model_dump(exclude_none=True)
+            self._tell("key-updated", key, limits=limits, expires=day_and_time(key.expires))
         return key
 
     def list(self, tenant: str | None = None) -> Sequence[Mapping[str, Any]]:
@@ -174,7 +177,12 @@ class Locksmith:
         return key
 
     def _tell(self, event: str, key: VirtualKey, **facts: object) -> None:
-        self._record(event, key=key.id, tenant=key.tenant, name=key.name, **facts)
+        tenant = self._tenant(key.tenant)
+        regions = frozenset(tenant.regions) if tenant is not None else frozenset()
+        self._record(event, regions=regions, key=key.id, tenant=key.tenant, name=key.name or None, **facts)
+
+    def _tenant(self, name: str) -> TenantSettings | None:
+        return next((tenant for tenant in self._tenants() if tenant.name == name), None)
 
 
 def describe(key: VirtualKey, last_used: str | None = None) -> dict[str, Any]:
