@@ -14,9 +14,14 @@ from multidict import CIMultiDict
 
 from semcache.backends.fetch import Fetcher
 from semcache.backends.model_lists import MAX_PAGES, ModelLists, fetch_list
+from semcache.backends.routing import Option, Way
 from semcache.backends.target import Target, targets_of
 from semcache.config import Backend, Pool
-from semcache.errors import UpstreamError
+from semcache.errors import ClientError, UpstreamError
+
+
+def any_model(name: str) -> bool:
+    return True
 
 
 class ModelServer:
@@ -160,6 +165,31 @@ async def test_who_has_never_answered_is_asked_where_nobody_else_has_the_model()
         assert lists.choose(targets[:2], "c") == []
 
 
+async def test_a_way_leads_to_those_who_serve_the_model_alone() -> None:
+    async with ModelServer("a").running() as first, ModelServer("b").running() as second, fetching() as fetcher:
+        lists = ModelLists(fetcher)
+        near, far = pool(first, name="near"), pool(second, first, name="far")
+        lists.watch(near + far)
+        way = Way((Option("near", None, tuple(near)), Option("far", None, tuple(far))))
+        assert lists.narrow(way, "b") is way
+        await lists.ask(["near[0]", "far[0]", "far[1]"])
+        assert [target.name for target in lists.narrow(way, "a").targets] == ["near[0]", "far[1]"]
+        assert [option.pool for option in lists.narrow(way, "b").options] == ["far"]
+        with pytest.raises(ClientError, match="serves the model 'c'") as nobody:
+            lists.narrow(way, "c")
+        assert (nobody.value.status, nobody.value.code) == (404, "model_not_found")
+
+
+async def test_a_model_is_looked_for_under_the_name_it_has_there() -> None:
+    async with ModelServer("llama").running() as server, fetching() as fetcher:
+        lists = ModelLists(fetcher)
+        [target] = pool(server)
+        lists.watch([target])
+        await lists.ask(["gpu[0]"])
+        assert lists.choose([target], "fast") == []
+        assert lists.choose([renamed := target.asking_for("llama")], "fast") == [renamed]
+
+
 async def test_a_backend_that_is_not_asked_has_what_its_setting_says() -> None:
     async with ModelServer("a").running() as server, fetching() as fetcher:
         lists = ModelLists(fetcher)
@@ -224,25 +254,27 @@ async def test_one_list_holds_what_all_backends_offer_under_the_callers_names() 
             + pool(third, models={"gpt-4o": "x", "gpt-*": "x", "y": "*"})
         )
         caller = CIMultiDict({"Authorization": "Bearer caller", "If-None-Match": "old"})
-        body = json.loads(await lists.merged(targets, "openai", (), caller, pass_key=True))
+        body = json.loads(await lists.merged(targets, "openai", any_model, caller, pass_key=True))
         names = [entry["id"] for entry in body["data"]]
         assert names == ["llama", "qwen", "phi", "planned", "gpt-4o", "y"]
         assert body["object"] == "list"
         assert body["data"][4] == {"id": "gpt-4o", "object": "model", "created": 0, "owned_by": "team"}
         assert first.requests[0][1]["Authorization"] == "Bearer caller"
         assert "If-None-Match" not in first.requests[0][1]
-        few = json.loads(await lists.merged(targets, "openai", ("gpt-*", "qwen"), caller, pass_key=True))
-        assert [entry["id"] for entry in few["data"]] == ["qwen", "gpt-4o"]
+        few = json.loads(
+            await lists.merged(targets, "openai", {"qwen", "gpt-4o", "fast"}.__contains__, caller, True, ["fast"])
+        )
+        assert [entry["id"] for entry in few["data"]] == ["qwen", "gpt-4o", "fast"]
 
 
 async def test_who_does_not_answer_is_left_out_of_the_list() -> None:
     async with ModelServer("a").running() as server, ModelServer().running() as broken, fetching() as fetcher:
         broken.status = 500
         lists = ModelLists(fetcher)
-        body = await lists.merged(pool(broken, server), "openai", (), {}, pass_key=False)
+        body = await lists.merged(pool(broken, server), "openai", any_model, {}, pass_key=False)
         assert [entry["id"] for entry in json.loads(body)["data"]] == ["a"]
         with pytest.raises(UpstreamError, match="status 500"):
-            await lists.merged(pool(broken), "openai", (), {}, pass_key=False)
+            await lists.merged(pool(broken), "openai", any_model, {}, pass_key=False)
 
 
 async def test_a_list_that_is_kept_is_not_asked_for_and_several_keys_are_one_backend() -> None:
@@ -250,9 +282,9 @@ async def test_a_list_that_is_kept_is_not_asked_for_and_several_keys_are_one_bac
         lists = ModelLists(fetcher)
         lists.watch(kept := pool(server))
         await lists.ask(["gpu[0]"])
-        await lists.merged(kept, "openai", (), {}, pass_key=False)
+        await lists.merged(kept, "openai", any_model, {}, pass_key=False)
         assert len(server.requests) == 1
-        await lists.merged(pool(server, models="any", api_keys=("k1", "k2")), "openai", (), {}, pass_key=False)
+        await lists.merged(pool(server, models="any", api_keys=("k1", "k2")), "openai", any_model, {}, pass_key=False)
         assert len(server.requests) == 2
 
 
@@ -266,9 +298,9 @@ async def test_a_list_that_is_kept_is_not_asked_for_and_several_keys_are_one_bac
 async def test_the_list_has_the_form_of_its_dialect(dialect: str, listed: dict[str, object]) -> None:
     async with ModelServer("a", "b", form=dialect).running() as server, fetching() as fetcher:
         targets = pool(server, dialect=dialect)
-        body = json.loads(await ModelLists(fetcher).merged(targets, dialect, (), {}, pass_key=False))
+        body = json.loads(await ModelLists(fetcher).merged(targets, dialect, any_model, {}, pass_key=False))
         entries = body.pop("models" if dialect == "ollama" else "data")
         assert body == listed
         assert [entry["model" if dialect == "ollama" else "id"] for entry in entries] == ["a", "b"]
-        again = await ModelLists(fetcher).merged(targets, dialect, ("c",), {}, pass_key=False)
+        again = await ModelLists(fetcher).merged(targets, dialect, "c".__eq__, {}, pass_key=False)
         assert b'"a"' not in again

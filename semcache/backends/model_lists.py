@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from urllib.parse import quote
 
 from multidict import CIMultiDict
 
 from semcache.backends.fetch import Fetcher, UpstreamRequest
 from semcache.backends.models import Models, is_listed, merge_models, offered, read_page
+from semcache.backends.routing import Way
 from semcache.backends.target import Target
 from semcache.config import Backend
-from semcache.errors import SemcacheError, UpstreamError
+from semcache.errors import ClientError, SemcacheError, UpstreamError
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +88,21 @@ class ModelLists:
         ]
         return [target for target, has in said if has] or [target for target, has in said if has is None]
 
+    def narrow(self, way: Way, asked: str | None) -> Way:
+        """The way without those that do not serve the model. Raises ClientError (404) when nothing is left."""
+        targets = way.targets
+        kept = self.choose(targets, asked)
+        if len(kept) == len(targets):
+            return way
+        if not kept:
+            message = f"no backend of this route serves the model {(way.model or asked or '')[:100]!r}"
+            raise ClientError(message, status=404, param="model", code="model_not_found")
+        options = (
+            replace(option, targets=tuple(target for target in option.targets if target in kept))
+            for option in way.options
+        )
+        return replace(way, options=tuple(option for option in options if option.targets))
+
     async def run(self) -> None:
         """Until cancelled."""
         while True:
@@ -123,14 +140,16 @@ class ModelLists:
         self,
         targets: Sequence[Target],
         dialect: str,
-        allowed: frozenset[str] | Sequence[str],
+        is_allowed: Callable[[str], bool],
         headers: Mapping[str, str],
         pass_key: bool,
+        aliases: Iterable[str] = (),
     ) -> bytes:
         """The body of our own list of models: what these backends offer, under the names that callers use.
 
-        `allowed`: the globs of the caller's key. `headers`, `pass_key`: as of a request that passes through, for those
-        backends whose list is not kept; they are asked at once, and who does not answer is left out.
+        `is_allowed`: whether a route takes this caller's request for a model. `headers`, `pass_key`: as of a request
+        that passes through, for those backends whose list is not kept; they are asked at once, and who does not answer
+        is left out. `aliases`: names that routes put another model in the place of.
         Raises UpstreamError when none answers.
         """
         one_of_each = {id(target.backend): target for target in targets}  # not each of a backend's keys
@@ -149,7 +168,7 @@ class ModelLists:
             found.append(offered(target.backend.models, models))
         if not found:
             raise error or UpstreamError("no backend was given")
-        return merge_models(found, dialect, allowed)
+        return merge_models([*found, {name: {} for name in aliases}], dialect, is_allowed)
 
     async def _list_of(self, target: Target, headers: Mapping[str, str], pass_key: bool) -> Models:
         if (known := self._lists.get(target.name)) is not None:

@@ -6,7 +6,7 @@ backend has answered. Everything here is pure; model_lists.py asks.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -76,15 +76,15 @@ def offered(setting: str | tuple[str, ...] | Mapping[str, str], listed: Models) 
     return found
 
 
-def merge_models(lists: Iterable[Models], dialect: str, allowed: Collection[str] = ()) -> bytes:
+def merge_models(lists: Iterable[Models], dialect: str, is_allowed: Callable[[str], bool]) -> bytes:
     """One list of several, each model once, in the form that the dialect's clients read.
 
-    `allowed`: the globs of the caller's key; empty: all. A model that several have is described as the first has it.
+    `is_allowed`: whether this caller may ask for a model. One that several have is described as the first has it.
     """
     merged: dict[str, dict[str, Any]] = {}
     for models in lists:
         for name, entry in models.items():
-            if not allowed or any(fnmatchcase(name, glob) for glob in allowed):
+            if is_allowed(name):
                 merged.setdefault(name, _under(name, entry, dialect))
     entries = list(merged.values())
     if dialect == "ollama":
