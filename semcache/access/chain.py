@@ -85,7 +85,7 @@ class Verifier:
         self.refused = 0
 
     def identify(self, headers: MultiMapping[str], now_unix: float) -> Tenant | None:
-        """As credentials.Reader has it. A line goes before a key that comes with it: that is the edge's own key, if anybody's."""
+        """As credentials.Reader has it. A line goes before a key beside it, which is the edge's, if anybody's."""
         lines = headers.getall(FIELD, ())
         if not lines:
             return None
