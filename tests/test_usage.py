@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
-from semcache.errors import ConfigError
+from semcache import config
 from semcache.types import Outcome, Usage, Verdict
-from semcache.usage import MAX_MODELS, OTHER, Ledger, Price, PriceList, Source, load_prices
+from semcache.usage import MAX_MODELS, OTHER, Fetched, Ledger, Price, PriceList, Purpose, Source, Spent
+from semcache.usage.ledger import MAX_NAMES, MAX_WAITING, Facets
+from tests.fakes import Clock
 
 PRICES = PriceList(
     prices=(
@@ -21,15 +24,6 @@ MTOK = 1_000_000
 
 def answered(verdict: Verdict, model: str = "small", prompt: int = MTOK, completion: int = 2 * MTOK) -> Outcome:
     return Outcome("r", 0.0, verdict=verdict, model=model, usage=Usage(prompt, completion))
-
-
-def test_a_price_is_per_million_tokens_in_and_out() -> None:
-    assert PRICES.cost_usd("small", Usage(MTOK, 2 * MTOK)) == pytest.approx(1 + 8)
-    assert PRICES.cost_usd("small-2025-01-01", Usage(500_000, 0)) == pytest.approx(0.5)
-
-
-def test_a_model_without_a_price_has_no_cost_rather_than_a_guess() -> None:
-    assert PRICES.cost_usd("llama-3-8b", Usage(1, 1)) is None
 
 
 def test_misses_and_bypasses_are_billed_and_all_else_is_avoided() -> None:
@@ -66,7 +60,7 @@ def test_more_models_than_a_label_may_have_are_counted_together_at_their_own_pri
         ledger.observe(answered(Verdict.MISS, model=f"big-{number}", prompt=MTOK, completion=0))
     assert len({model for model, _ in ledger.totals}) == MAX_MODELS + 1
     other = ledger.totals[OTHER, Source.FETCHED]
-    assert (other.requests, other.usd) == (50, pytest.approx(500.0))
+    assert (other.requests, other.usd) == (50, 500.0)
 
 
 def test_a_name_too_long_for_a_label_is_not_one() -> None:
@@ -75,61 +69,156 @@ def test_a_name_too_long_for_a_label_is_not_one() -> None:
     assert set(ledger.totals) == {(OTHER, Source.FETCHED)}
 
 
+# Billed by fetches, avoided by answers
+
+
+def a_ledger(**more: Any) -> tuple[Ledger, Clock]:
+    clock = Clock(datetime(2026, 11, 20, 10, 0, tzinfo=UTC).timestamp())
+    return Ledger(PRICES, bills_by_fetch=True, clock=clock, **more), clock
+
+
+def fetched(purpose: Purpose = Purpose.REQUEST, model: str = "small", **more: Any) -> Fetched:
+    return Fetched("shop", "k1", model, "gpu-1", "eu", Usage(MTOK, 0), purpose, **more)
+
+
+def rows_of(ledger: Ledger) -> dict[Facets, Spent]:
+    return {facets: spent for _, rows in ledger.take() for facets, spent in rows.items()}
+
+
+def test_a_burst_of_equal_questions_is_billed_once_and_avoided_for_all_the_others() -> None:
+    ledger, _ = a_ledger()
+    ledger.observe(answered(Verdict.MISS))
+    for _ in range(49):
+        ledger.observe(answered(Verdict.COALESCED))
+    ledger.fetched(fetched()._replace(usage=Usage(MTOK, 2 * MTOK)))
+    stats = ledger.stats()
+    assert (stats["billed_usd"], stats["avoided_usd"]) == (9, 49 * 9)
+
+
+def test_a_fetch_that_nobody_waited_for_is_billed_all_the_same() -> None:
+    ledger, _ = a_ledger()
+    ledger.observe(answered(Verdict.STALE, prompt=MTOK, completion=0))
+    assert ledger.fetched(fetched(Purpose.REFRESH)) == 1_000_000_000
+    stats = ledger.stats()
+    assert (stats["billed_usd"], stats["avoided_usd"], stats["own_usd"], stats["saved_usd"]) == (1, 1, 1, 0)
+
+
 @pytest.mark.parametrize(
-    "model, input_usd",
+    "purpose, is_own",
     [
-        ("gpt-4o", 2.50),
-        ("gpt-4o-2024-08-06", 2.50),
-        ("gpt-4o-mini", 0.15),
-        ("gpt-4o-mini-2024-07-18", 0.15),
-        ("claude-3-5-haiku-20241022", 0.80),
-        ("claude-opus-4-5-20251101", 5.00),
-        ("claude-opus-4-1-20250805", 15.00),
+        (Purpose.REQUEST, False),
+        (Purpose.HEDGE, False),  # the price of speed, cache or not
+        (Purpose.SHADOW, False),  # forwarded as without a cache
+        (Purpose.REFRESH, True),
+        (Purpose.EXPLORE, True),
+        (Purpose.JUDGE, True),
+        (Purpose.EMBEDDING, True),
     ],
 )
-def test_a_shipped_price_belongs_to_its_model_and_not_to_a_longer_name(model: str, input_usd: float) -> None:
-    price = load_prices().find(model)
-    assert price is not None and price.input == input_usd
+def test_what_the_cache_asked_for_itself_is_its_own_cost(purpose: Purpose, is_own: bool) -> None:
+    ledger, _ = a_ledger()
+    ledger.fetched(fetched(purpose))
+    stats = ledger.stats()
+    assert (stats["billed_usd"], stats["own_usd"], stats["saved_usd"]) == (1, float(is_own), -float(is_own))
 
 
-def test_every_shipped_price_says_when_it_was_looked_up() -> None:
-    assert all(price.as_of for price in load_prices().prices)
+def test_the_embedders_time_is_the_caches_own_cost() -> None:
+    seconds = Clock(0)
+    ledger, _ = a_ledger(embedder_seconds=seconds, usd_per_cpu_hour=0.04)
+    nano = []
+    for step in (1, 0, 3600):
+        seconds.advance(step)
+        nano.append(sum(spent.nano_usd for spent in rows_of(ledger).values()))
+    assert nano == [11_111, 0, 40_011_111 - 11_111]
+    assert ledger.stats()["own_usd"] == pytest.approx(0.040011111)
 
 
-@pytest.mark.parametrize("model", ["gpt-4o-audio-preview", "llama-3-8b", "gpt-4o-mini-tts", ""])
-def test_a_shipped_price_is_not_stretched_to_models_it_was_not_meant_for(model: str) -> None:
-    assert load_prices().find(model) is None
+def test_a_backends_own_price_is_what_it_bills_and_what_its_replays_avoid() -> None:
+    ledger, _ = a_ledger()
+    own = config.Price(input=0.5, output=0)
+    ledger.observe(answered(Verdict.HIT, model="llama", completion=0))
+    assert ledger.fetched(fetched(model="llama", price=own)) == 500_000_000
+    ledger.observe(answered(Verdict.HIT, model="llama", completion=0))
+    stats = ledger.stats()
+    assert (stats["avoided_usd"], stats["unpriced_requests"]) == (0.5, 1)  # the first came before anything was known
 
 
-def test_an_operators_own_prices_come_first(tmp_path: Path) -> None:
-    own = tmp_path / "prices.yaml"
-    own.write_text(
-        "prices:\n  - {models: [gpt-4o], input: 1, output: 2}\n  - {models: [llama-*], input: 0, output: 0}\n"
+def test_a_price_change_counts_from_its_day() -> None:
+    prices = PriceList(
+        prices=(
+            Price(models=("m",), input=1, output=0),
+            Price.model_validate({"models": ["m"], "input": 2, "output": 0, "from": "2026-11-21"}),
+        )
     )
-    prices = load_prices(own)
-    assert prices.cost_usd("gpt-4o", Usage(MTOK, MTOK)) == pytest.approx(3.0)
-    assert prices.cost_usd("llama-3-8b", Usage(MTOK, MTOK)) == 0.0
-    assert prices.cost_usd("gpt-4o-mini", Usage(MTOK, 0)) == pytest.approx(0.15)
+    clock = Clock(datetime(2026, 11, 20, 23, 59, 59, tzinfo=UTC).timestamp())
+    ledger = Ledger(prices, bills_by_fetch=True, clock=clock)
+    assert ledger.fetched(fetched(model="m")) == 1_000_000_000
+    clock.advance(1)
+    assert ledger.fetched(fetched(model="m")) == 2_000_000_000
 
 
-@pytest.mark.parametrize(
-    "text, complaint",
-    [
-        ("prices: [{models: [a], input: -1, output: 0}]", "prices.0.input"),
-        ("prices: [{models: [a], input: .inf, output: 0}]", "prices.0.input"),
-        ("prices: [{models: [], input: 1, output: 0}]", "prices.0.models"),
-        ("prices: [{models: [a], input: 1, output: 0, cached: 1}]", "prices.0.cached"),
-        ("prices: {", "not valid YAML"),
-        ("", "prices.yaml"),
-    ],
-)
-def test_a_wrong_price_list_is_refused_by_name(tmp_path: Path, text: str, complaint: str) -> None:
-    own = tmp_path / "prices.yaml"
-    own.write_text(text)
-    with pytest.raises(ConfigError, match=complaint):
-        load_prices(own)
+def test_estimated_figures_are_marked() -> None:
+    ledger, _ = a_ledger()
+    ledger.fetched(fetched()._replace(usage=Usage(10, 10, is_estimated=True)))
+    ledger.fetched(fetched())
+    assert ledger.stats()["estimated_requests"] == 1
 
 
-def test_a_price_list_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="nowhere"):
-        load_prices(tmp_path / "nowhere.yaml")
+# Rows for the file
+
+
+def test_rows_tell_minute_tenant_key_model_backend_region_source_and_purpose_apart() -> None:
+    ledger, clock = a_ledger()
+    outcome = answered(Verdict.MISS)
+    outcome.tenant, outcome.key, outcome.backend, outcome.region = "shop", "k1", "gpu-1", "eu"
+    ledger.observe(outcome)
+    ledger.fetched(fetched(Purpose.EXPLORE))
+    clock.advance(60)
+    ledger.observe(outcome)
+    (first, rows), (second, later) = ledger.take()
+    assert second - first == 60
+    assert {(facets.source, facets.purpose) for facets in rows} == {
+        (Source.FORWARDED, Purpose.REQUEST),
+        (Source.FETCHED, Purpose.EXPLORE),
+    }
+    assert all(facets[:5] == ("shop", "k1", "small", "gpu-1", "eu") for facets in (*rows, *later))
+    assert [(spent.requests, spent.prompt_tokens) for spent in later.values()] == [(1, 0)]  # its tokens: the fetch's
+    assert ledger.take() == []
+
+
+def test_what_could_not_be_written_comes_again_and_too_much_of_it_grows_coarse_but_loses_nothing() -> None:
+    ledger, clock = a_ledger()
+    for _ in range(3 * MAX_WAITING):
+        ledger.fetched(fetched())
+        clock.advance(60)
+        ledger.give_back(ledger.take())
+    minutes = ledger.take()
+    assert len(minutes) == MAX_WAITING
+    assert sum(spent.requests for _, rows in minutes for spent in rows.values()) == 3 * MAX_WAITING
+
+
+def test_a_clock_that_is_set_back_opens_an_earlier_minute() -> None:
+    ledger, clock = a_ledger()
+    for step in (0, -7200, 7200):
+        clock.advance(step)
+        ledger.fetched(fetched())
+    starts = [start for start, _ in ledger.take()]
+    assert [start - starts[0] for start in starts] == [0, -7200, 0]
+
+
+def test_callers_who_make_up_names_fill_no_list() -> None:
+    ledger, _ = a_ledger()
+    for number in range(MAX_NAMES + 10):
+        outcome = Outcome("r", 0.0, verdict=Verdict.MISS, model=f"no-such-{number}", status=404, tenant="shop")
+        ledger.observe(outcome)
+    assert {facets.model for facets in rows_of(ledger)} == {OTHER}
+    ledger.observe(answered(Verdict.HIT, model="small"))
+    assert {facets.model for facets in rows_of(ledger)} == {"small"}
+
+
+def test_more_tenants_than_are_told_apart_are_counted_together() -> None:
+    ledger, _ = a_ledger()
+    for number in range(MAX_NAMES + 10):
+        ledger.fetched(fetched()._replace(tenant=f"key-{number}"))
+    by_tenant = {facets.tenant: spent.requests for facets, spent in rows_of(ledger).items()}
+    assert len(by_tenant) == MAX_NAMES + 1 and by_tenant[OTHER] == 10

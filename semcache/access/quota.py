@@ -334,7 +334,7 @@ def duration(seconds: float) -> str:
     """As OpenAI writes the time until a reset: 120ms, 1s, 6m0s, 7h12m30s. Never sooner than it is."""
     if seconds <= 0:
         return "0s"
-    if seconds < 1:
+    if seconds <= 0.999:
         return f"{math.ceil(seconds * 1000)}ms"
     minutes, s = divmod(math.ceil(seconds), 60)
     hours, m = divmod(minutes, 60)
