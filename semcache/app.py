@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import uvloop
 
@@ -25,12 +28,13 @@ from semcache.backends.fetch import Fetcher
 from semcache.cache.embedder import Embedder
 from semcache.config import Config
 from semcache.core import Core
-from semcache.errors import SemcacheError
+from semcache.errors import ConfigError, SemcacheError
 from semcache.explaining import Explaining
 from semcache.feedback import FeedbackDesk
 from semcache.listener import Listener, url_of
 from semcache.pacing import RealTime, Timer
 from semcache.recent_requests import RecentRequests
+from semcache.reload import Reloader, what_needs_a_restart
 from semcache.request_log import open_log
 from semcache.server import Server
 from semcache.telemetry import Telemetry
@@ -54,9 +58,14 @@ class App:
         clock: Callable[[], float] = time.time,
         unix_socket: UnixSocket | None = None,
         timer: Timer | None = None,
+        read: Callable[[], Config] | None = None,
+        path: Path | None = None,
     ) -> None:
         """`worker`: its number among those that share the port; 0 also looks after the store they share.
         `unix_socket`: bound before the workers were forked, and theirs together; None: bound here if the settings ask.
+
+        `read`: the configuration as it is written now, for a reload; raises ConfigError. `path`: of its file, which is
+        watched.
 
         `embedder`, `clock` (unix seconds) and `timer` are given by tests. Raises StartError when the model is not
         prepared.
@@ -76,7 +85,7 @@ class App:
         self.request_log = open_log(config.server)
         recent = RecentRequests(self.request_log)
         self.telemetry = Telemetry(self.stats, self.ledger, recent)
-        admission = Admission(config.tenants)
+        self.admission = admission = Admission(config.tenants)
         self.feedback = FeedbackDesk(self.store, clock)
         self.server = Server(
             config,
@@ -91,7 +100,7 @@ class App:
             self.feedback,
         )
         self.listener = Listener(self.server.handle, config.server, _error_page)
-        explaining = Explaining(
+        self.explaining = explaining = Explaining(
             config.routes,
             config.tenants,
             admission,
@@ -101,7 +110,30 @@ class App:
             self.store,
             recent,
         )
-        self.admin = Admin(config.server, self.store, self.telemetry, self.unready, self.stats, explaining, self.core)
+        self.reloader = Reloader(config, read, self._adopt, path if config.server.reload_on_change else None)
+        self.admin = Admin(
+            config.server,
+            self.store,
+            self.telemetry,
+            self.unready,
+            self.stats,
+            explaining,
+            self.core,
+            [*self.reloader.routes(self._tell_others)],
+        )
+
+    def _adopt(self, config: Config) -> None:
+        """Go by these settings from the next request on: assignments only, in one turn of the event loop."""
+        self.config = config
+        self.core.adopt(config)
+        self.dispatcher.adopt(config.pools)
+        self.judge.adopt(config.pools)
+        self.admission.adopt(config.tenants)
+        self.explaining.adopt(config.routes, config.tenants)
+
+    def _tell_others(self) -> None:
+        if self.config.server.workers > 1:
+            os.kill(os.getppid(), signal.SIGHUP)  # the parent passes it on to all of us
 
     def unready(self) -> Sequence[str]:
         """What is still missing; empty when requests can be answered from the cache."""
@@ -119,6 +151,7 @@ class App:
             "backends": {**self.fetcher.stats(), **self.dispatcher.stats(), "pools": self.dispatcher.pools()},
             "request_log": self.request_log.stats(),
             "usage": self.ledger.stats(),
+            "reload": self.reloader.stats(),
         }
 
     async def start(self) -> None:
@@ -132,6 +165,7 @@ class App:
             await self._close()
             raise
         self.core.follow()
+        self.reloader.start()
         self._settling = asyncio.create_task(self._settle())
 
     async def _open_ports(self) -> None:
@@ -160,6 +194,7 @@ class App:
         await self._close(self.config.server.drain)
 
     async def _close(self, drain_s: float = 0.0) -> None:
+        await self.reloader.stop()
         await self.listener.drain(drain_s)
         if self._own_unix_socket is not None:
             self._own_unix_socket.remove()
@@ -173,32 +208,52 @@ def _error_page(path: str, error: SemcacheError) -> tuple[bytes, str]:
     return wire.error_shape(path).error_body(error, ""), "application/json"
 
 
-def run(config: Config) -> None:
-    """Serve until SIGTERM or SIGINT. Raises StartError."""
+def run(config: Config, read: Callable[[], Config] | None = None, path: Path | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; on SIGHUP, and when the file at `path` has changed, take what `read` returns.
+
+    Raises StartError.
+    """
     server = config.server
     # The kernel shares a port among processes that bind it each, a path only among those that inherit one socket.
     unix_socket = UnixSocket(server.unix_socket, int(server.unix_socket_mode, 8)) if server.unix_socket else None
     try:
         if server.workers > 1:
-            supervise(server.workers, lambda worker: _run_worker(config, worker, unix_socket))
+            supervise(server.workers, lambda worker: _run_worker(config, worker, unix_socket, read, path))
         else:
-            _run_worker(config, 0, unix_socket)
+            _run_worker(config, 0, unix_socket, read, path)
     finally:
         if unix_socket is not None:
             unix_socket.remove()
 
 
-def _run_worker(config: Config, worker: int, unix_socket: UnixSocket | None) -> None:
+def _run_worker(
+    config: Config,
+    worker: int,
+    unix_socket: UnixSocket | None,
+    read: Callable[[], Config] | None,
+    path: Path | None,
+) -> None:
+    if read is not None:  # a worker that is started again takes what the others have taken meanwhile
+        with suppress(ConfigError):
+            fresh = read()
+            config = config if what_needs_a_restart(config, fresh) else fresh
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(config, worker, unix_socket))
+        runner.run(_serve(config, worker, unix_socket, read, path))
 
 
-async def _serve(config: Config, worker: int, unix_socket: UnixSocket | None) -> None:
-    app = App(config, worker, unix_socket=unix_socket)
+async def _serve(
+    config: Config,
+    worker: int,
+    unix_socket: UnixSocket | None,
+    read: Callable[[], Config] | None,
+    path: Path | None,
+) -> None:
+    app = App(config, worker, unix_socket=unix_socket, read=read, path=path)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    loop.add_signal_handler(signal.SIGHUP, app.reloader.asked, "SIGHUP")
     await app.start()
     _say(
         f"listening on {' and '.join(app.listener.addresses)}, "

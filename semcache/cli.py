@@ -99,7 +99,7 @@ def serve(file: Path | None, **options: Any) -> None:
         from semcache.cache.model import prepare as prepare_model
 
         prepare_model(settings.embedder.model, progress=lambda line: click.echo(f"semcache: {line}", err=True))
-    run(settings)
+    run(settings, (lambda: _load(file, options)) if file is not None else None, file)
 
 
 @main.command(epilog=_examples("semcache check config/semcache.yaml"))

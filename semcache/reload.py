@@ -17,8 +17,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from aiohttp import web
+
 from semcache.config import Config
-from semcache.errors import ConfigError
+from semcache.errors import ClientError, ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +99,14 @@ class Reloader:
             self._record("reload", {"why": why, "sections": changed})
             return True
 
+    def asked(self, why: str) -> None:
+        """Reload in the background; what comes of it is in the log."""
+        self._attempt = asyncio.create_task(self._try(why))
+
+    async def _try(self, why: str) -> None:
+        with suppress(ConfigError):  # it has been told
+            await self.reload(why)
+
     async def _watch(self, path: Path) -> None:
         """Reload when the file is another than before, and has been the same for two looks: editors write in steps."""
         seen = taken = await asyncio.to_thread(_identity, path)
@@ -105,9 +115,21 @@ class Reloader:
             now = await asyncio.to_thread(_identity, path)
             if now is not None and now == seen and now != taken:
                 taken = now
-                with suppress(ConfigError):  # it has been told
-                    await self.reload("the file has changed")
+                await self._try("the file has changed")
             seen = now
+
+    def routes(self, tell_others: Callable[[], None] = lambda: None) -> Sequence[web.RouteDef]:
+        """The admin call. `tell_others`: that workers which share the port are to do the same."""
+
+        async def reload(_: web.Request) -> web.Response:
+            try:
+                changed = await self.reload("an admin call")
+            except ConfigError as error:
+                raise ClientError(error.message, status=400, code="bad_config") from error
+            tell_others()
+            return web.json_response({"changed": changed})
+
+        return [web.post("/reload", reload)]
 
     def stats(self) -> dict[str, object]:
         return {"reloads": self.reloads, "refused_reloads": self.refused, "last_error": self.last_error}

@@ -36,8 +36,13 @@ def supervise(count: int, work: Callable[[int], None]) -> None:
         for pid in children:
             os.kill(pid, signal.SIGTERM)
 
+    def pass_on(number: int, _: FrameType | None) -> None:
+        for pid in children:
+            os.kill(pid, number)
+
     for number in _STOPPING:
         signal.signal(number, stop)
+    signal.signal(signal.SIGHUP, pass_on)  # each reads the configuration again
 
     def start(worker: int) -> None:
         # A signal between the fork and the note of it would miss the new child.
@@ -77,6 +82,7 @@ def _fork(worker: int, work: Callable[[int], None]) -> int:
     try:
         for number in _STOPPING:
             signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it serves: what it would read it is about to read anyhow
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
         work(worker)
         status = 0

@@ -178,6 +178,12 @@ class Dispatcher:
                 pool.states[target.name] = state
             self._pools[name] = pool
 
+    def give_up(self, name: str) -> None:
+        """A backend does not answer its checks: requests that wait for their first byte there go to the next one."""
+        for pool in self._pools.values():
+            if name in pool.states:
+                pool.states[name].give_up()
+
     async def fetch(self, way: Way, request: UpstreamRequest, needs: Needs) -> Answering:
         """Return the first answer that begins, from the best backend that gives one.
 
