@@ -21,8 +21,9 @@ from semcache.backends.fetch import Fetcher, UpstreamRequest
 from semcache.backends.pool import Address
 from semcache.backends.target import Target, targets_of
 from semcache.config import Backend, Pool
+from semcache.errors import UpstreamError
 from tests.fakes import Clock
-from tests.scripted_upstream import Expect, ScriptedUpstream, Send, Wait, answer
+from tests.scripted_upstream import Expect, ScriptedUpstream, Send, Wait, WaitForClose, answer
 
 AGE_S = 300.0
 ASK = UpstreamRequest("POST", "/v1/chat/completions", CIMultiDict(), b"{}")
@@ -156,6 +157,53 @@ async def test_an_address_where_nobody_answers_is_passed_over() -> None:
         for _ in range(4):
             assert await ask(fetcher, at(port, connection_age=0)) == b"127.0.0.1"
         assert connections["127.0.0.1"] == 4
+
+
+async def test_a_reload_keeps_connections_whose_settings_stay_and_cuts_no_request() -> None:
+    gate = asyncio.Event()
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n"
+    script = [Expect(), Send(head + b"half"), Wait(gate), Send(b"half"), WaitForClose()]
+    async with (
+        ScriptedUpstream([script, [Expect(), answer(b"more")] * 9]) as upstream,
+        one_port("127.0.0.1") as (port, connections),
+        fetching(resolve=Names("127.0.0.1")) as fetcher,
+    ):
+
+        def pools(age: float) -> dict[str, Pool]:
+            changed = Backend(url=f"http://gpu.internal:{upstream.port}/v1")
+            same = Backend(url=f"http://gpu.internal:{port}/v1")
+            return {
+                "changed": Pool(backends=(changed,), connection_age=age),
+                "same": Pool(backends=(same,)),
+            }
+
+        def target(name: str, age: float) -> Target:
+            return next(targets_of(name, pools(age)[name]))
+
+        running = await fetcher.send(target("changed", 60), ASK)
+        await ask(fetcher, target("same", 60))
+        fetcher.adopt(pools(age=90))
+        await ask(fetcher, target("same", 90))
+        assert connections["127.0.0.1"] == 1
+        assert await ask(fetcher, target("changed", 90)) == b"more"
+        gate.set()
+        assert b"".join([piece async for piece in running.chunks()]) == b"halfhalf"
+        await upstream.closed.wait()  # it is not kept
+        assert await ask(fetcher, target("changed", 90)) == b"more"
+        assert upstream.connections == 2
+        fetcher.adopt({})
+        assert fetcher.stats()["connections"] == {}
+
+
+async def test_closing_cuts_also_what_a_reload_left_running() -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n"
+    async with ScriptedUpstream([[Expect(), Send(head + b"half"), WaitForClose()]]) as upstream:
+        async with fetching(resolve=Names("127.0.0.1")) as fetcher:
+            running = await fetcher.send(at(upstream.port), ASK)
+            fetcher.adopt({})
+        await upstream.closed.wait()
+        with pytest.raises(UpstreamError):
+            [piece async for piece in running.chunks()]
 
 
 TRUSTS = """

@@ -15,6 +15,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from weakref import WeakSet
 
 from multidict import CIMultiDict
 
@@ -22,7 +23,8 @@ from semcache.backends.connection import READ_BYTES, Body, Exchange
 from semcache.backends.headers import forwarded_headers, returned_headers
 from semcache.backends.pool import ConnectionPool, Dialling, Resolver, resolve
 from semcache.backends.proxying import Proxy, ProxyError, find_proxy, refusal
-from semcache.backends.target import Origin, Target
+from semcache.backends.target import Origin, Target, targets_of
+from semcache.config import Pool
 from semcache.errors import ClientError, UpstreamError
 from semcache.tunnel import PROTOCOLS, without_offered_keys
 
@@ -109,7 +111,8 @@ class Fetcher:
         self._tls = tls
         self._resolve, self._environ, self._now, self._chance = resolve, environ, now, chance
         self._dialling: Dialling | None = None
-        self._pools: dict[tuple[str, Origin, str], ConnectionPool] = {}
+        self._pools: dict[_Key, ConnectionPool] = {}
+        self._retired: WeakSet[ConnectionPool] = WeakSet()  # alive as long as a request is under way in them
         self.requests = 0
         self.failovers = 0
 
@@ -123,9 +126,17 @@ class Fetcher:
 
     async def close(self) -> None:
         """Cut what is still running and close every connection."""
-        for pool in self._pools.values():
+        for pool in (*self._pools.values(), *self._retired):
             pool.close()
         await asyncio.sleep(0)  # the loop tells the connections of their end in its next turn
+
+    def adopt(self, pools: Mapping[str, Pool]) -> None:
+        """Take new settings. Connections that they have no use for are given up, each when its request has ended."""
+        used = {_key(target) for name, pool in pools.items() for target in targets_of(name, pool)}
+        for key in self._pools.keys() - used:
+            pool = self._pools.pop(key)
+            pool.retire()
+            self._retired.add(pool)
 
     async def fetch(self, targets: Sequence[Target], request: UpstreamRequest) -> Reply:
         """Ask the targets in turn until one takes the request; return once the head of its answer is here.
@@ -150,7 +161,7 @@ class Fetcher:
         Any status is an answer. Cancelling closes the connection. Raises ClientError for a request that must not be
         forwarded; UpstreamError, whose `sent` tells whether the request may have arrived.
         """
-        pool = self._pools.get((target.pool, target.origin, target.backend.proxy)) or self._open_pool(target)
+        pool = self._pools.get(_key(target)) or self._open_pool(target)
         # A tunnel is the backend's own connection; without one the proxy reads every request.
         proxy = None if target.origin.tls else pool.proxy
         head = _head(target, request, proxy)  # before a connection is taken: it may refuse
@@ -170,23 +181,32 @@ class Fetcher:
                 raise
             if proxy is not None and exchange.status == 407:
                 exchange.abort()
-                raise UpstreamError(f"{target.name} {refusal(exchange.status)}")
+                # Nothing has come to the backend, but a stream can be read only once.
+                is_spent = not isinstance(request.body, bytes)
+                raise UpstreamError(f"{target.name} {refusal(exchange.status)}", sent=is_spent)
             return Reply(exchange, target.name)
 
     def stats(self) -> dict[str, object]:
-        pools = {f"{pool} {origin.host}:{origin.port}": held.stats() for (pool, origin, _), held in self._pools.items()}
+        pools = {f"{key[0]} {key[1].host}:{key[1].port}": pool.stats() for key, pool in self._pools.items()}
         return {"requests": self.requests, "failovers": self.failovers, "connections": pools}
 
     def _open_pool(self, target: Target) -> ConnectionPool:
         assert self._dialling is not None, "start() comes first"
-        setting = target.backend.proxy
         try:
-            proxy = find_proxy(setting, target.origin, self._environ)
+            proxy = find_proxy(target.backend.proxy, target.origin, self._environ)
         except ProxyError as exc:
             raise UpstreamError(f"{target.name} {exc}") from exc
         pool = ConnectionPool(target.origin, target.max_connections, target.connection_age_s, proxy, self._dialling)
-        self._pools[target.pool, target.origin, setting] = pool
+        self._pools[_key(target)] = pool
         return pool
+
+
+_Key = tuple[str, Origin, str, int, float]
+
+
+def _key(target: Target) -> _Key:
+    """Targets with equal keys share their connections: the keys of one backend, and one server under several models."""
+    return target.pool, target.origin, target.backend.proxy, target.max_connections, target.connection_age_s
 
 
 def _is_repeatable(request: UpstreamRequest) -> bool:

@@ -80,6 +80,7 @@ class ConnectionPool:
         self._idle: list[Connection] = []  # the one used last is lent first, so that a quiet pool shrinks
         self._open: dict[Connection, float] = {}  # until when each may be lent
         self._turn = 0
+        self._is_retired = False
         self.dialled = 0
 
     async def acquire(self, name: str, connect_s: float) -> tuple[Connection, bool]:
@@ -108,6 +109,12 @@ class ConnectionPool:
                 raise _explain(exc, name, connect_s, has_slot) from exc
             raise
 
+    def retire(self) -> None:
+        """Lend nothing again: what is idle is closed now, and the rest when it is returned."""
+        self._is_retired = True
+        for connection in tuple(self._idle):
+            connection.close()
+
     def close(self) -> None:
         for connection in tuple(self._open):
             connection.stop()
@@ -117,7 +124,7 @@ class ConnectionPool:
         if not connection.is_usable():
             return
         rest_s = self._open[connection] - self._dialling.now()
-        if rest_s <= 0:
+        if rest_s <= 0 or self._is_retired:
             connection.close()
         else:
             self._idle.append(connection)
