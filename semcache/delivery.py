@@ -227,7 +227,8 @@ class Deliverer:
             score = await _aside(answer.size_bytes, prepare)
         if not outcome.collapsed:
             outcome.stored = recording.stored
-        headers = [("Content-Type", score.content_type), *own_headers(outcome)]
+        before_us = [] if reply.is_anothers else _cache_status_of(recording.headers)
+        headers = [("Content-Type", score.content_type), *before_us, *own_headers(outcome)]
         return 200, headers, score.play_whole(self._identity(plan, recording.tenant))
 
 
@@ -253,6 +254,11 @@ def relayed(headers: Mapping[str, str], dialect: str = "") -> Headers:
     """An upstream's fields as they go on, less those that we write ourselves in a reply of this dialect."""
     own_id = _REQUEST_ID.get(dialect)
     return [(name, value) for name, value in headers.items() if (low := name.lower()) not in _OURS and low != own_id]
+
+
+def _cache_status_of(headers: Mapping[str, str]) -> Headers:
+    """What the caches before us, another semcache say, have told: it is of this answer, however it is rendered."""
+    return [(name, value) for name, value in headers.items() if name.lower() == "cache-status"]
 
 
 def request_id(headers: Mapping[str, str]) -> str | None:
