@@ -19,14 +19,20 @@ from semcache.usage import load_prices
 FOLDER = Path(__file__).parent.parent / "config"
 REFERENCE = FOLDER / "reference.yaml"
 EXAMPLE = re.compile(r"^#:", re.MULTILINE)  # lines that show what has no default
-ENVIRONMENT = {"SEMCACHE_ADMIN_TOKEN": "t", "SHOP_KEY": "k1", "WEB_KEY": "k2", "BATCH_KEY": "k3"}
+ENVIRONMENT = {"SEMCACHE_ADMIN_TOKEN": "t", "SHOP_KEY": "k1", "WEB_KEY": "k2", "BATCH_KEY": "k3"} | {
+    "SEMCACHE_KEY_PEPPER": "sixteen letters!",
+    "SEMCACHE_CHAIN_SECRET": "sixteen letters!",
+}
 
 
 def reference_with_examples() -> str:
     """The file with its examples switched on; an example replaces the empty default above it."""
     text = REFERENCE.read_text().replace("\ntenants: []", "\n#")
-    for name in ("tls", "answers_judge"):
+    for name in ("keys", "jwt", "chain", "audit"):
+        text = text.replace(f"\n{name}: null", "\n#")
+    for name in ("tls", "answers_judge", "hook"):
         text = text.replace(f"\n  {name}: null", "\n  #")
+    text = text.replace("\n        price: null", "\n        #")
     return EXAMPLE.sub("", text)
 
 
@@ -45,9 +51,25 @@ PLACES: dict[str, tuple[type[BaseModel], tuple[str | int, ...]]] = {
     "answers_judge": (config.AnswersJudge, ("match", "answers_judge")),
     "pool": (config.Pool, ("pools", "openai")),
     "backend": (config.Backend, ("pools", "openai", "backends", 0)),
+    "price": (config.Price, ("pools", "openai", "backends", 0, "price")),
+    "health": (config.Health, ("pools", "openai", "health")),
+    "queue": (config.Queue, ("pools", "openai", "queue")),
+    "prefix": (config.Prefix, ("pools", "openai", "prefix")),
+    "overflow": (config.Overflow, ("pools", "openai", "overflow")),
     "route": (config.Route, ("routes", 0)),
+    "prompt": (config.PromptSize, ("routes", 0, "prompt")),
+    "retry": (config.Retry, ("routes", 0, "retry")),
+    "hedge": (config.Hedge, ("routes", 2, "hedge")),
+    "arm": (config.Arm, ("routes", 2, "split", 0)),
+    "choice": (config.PoolChoice, ("routes", 2, "split", 1, "pools", 0)),
+    "guardrails": (config.Guardrails, ("guardrails",)),
+    "hook": (config.Hook, ("guardrails", "hook")),
     "tenant": (config.TenantSettings, ("tenants", 0)),
     "limits": (config.Limits, ("tenants", 0, "limits")),
+    "keys": (config.Keys, ("keys",)),
+    "jwt": (config.Jwt, ("jwt",)),
+    "chain": (config.Chain, ("chain",)),
+    "usage": (config.Usage, ("usage",)),
     "audit": (config.Audit, ("audit",)),
 }
 
@@ -89,7 +111,7 @@ def test_the_reference_gives_what_no_file_gives() -> None:
 
 def test_each_default_is_written_as_it_is() -> None:
     written = config.load(REFERENCE, {})
-    for section in ("server", "cache", "embedder", "match", "audit"):
+    for section in ("server", "cache", "embedder", "match", "guardrails", "usage"):
         default = getattr(Config(), section)
         for field in type(default).model_fields:
             assert getattr(getattr(written, section), field) == getattr(default, field), f"{section}.{field}"
@@ -128,7 +150,7 @@ def test_the_files_of_the_design_are_there() -> None:
 @pytest.mark.parametrize("path", settings_files(), ids=lambda path: path.name)
 def test_every_settings_file_loads(path: Path) -> None:
     settings = config.load(path, ENVIRONMENT)
-    names = {pool for route in settings.routes for pool in route.pools}
+    names = {choice.pool for route in settings.routes for choice in route.pools}
     assert names <= set(settings.pools)
 
 
@@ -153,8 +175,8 @@ def test_the_container_takes_its_settings_from_the_environment() -> None:
 def test_no_settings_file_holds_a_secret() -> None:
     for path in settings_files():
         for key, value in _leaves(read(path.read_text())):
-            if key in ("api_key", "admin_token", "keys"):
-                assert value == "" or re.fullmatch(r"\$\{\w+(:-)?\}", value), f"{path.name}: {key}"
+            if key in ("api_key", "api_keys", "admin_token", "keys", "pepper", "secret"):
+                assert not value or re.fullmatch(r"\$\{\w+(:-)?\}", value), f"{path.name}: {key}"
 
 
 def _leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:

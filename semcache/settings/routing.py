@@ -107,14 +107,19 @@ class Health(Section):
     path: str | None = None  # asked with GET at the root of its host, such as /health; null: /models of its base URL
     # Between active checks; 0: none. null: 2 s where a request could go elsewhere, to a second backend or a later pool.
     interval: Seconds | None = None
-    timeout: Seconds = 1.5  # of a check
-    unhealthy_after: int = Field(default=2, ge=1)  # checks in a row
+    # Of a check. With a quarter of the interval before the first one, two unanswered checks find a frozen process in
+    # 1.7 s. Short, as a check of a backend that has sent anything in the meantime does not count.
+    timeout: Annotated[Seconds, Field(gt=0)] = 0.6
+    unhealthy_after: int = Field(default=2, ge=1)  # checks in a row; the second is asked at once
     healthy_after: int = Field(default=1, ge=1)
     failures: int = Field(default=5, ge=1)  # of requests in a row: the breaker opens
     open: Seconds = 30.0  # then half-open: single requests try it
     successes: int = Field(default=2, ge=1)  # in half-open: the breaker closes
     slow_start: Seconds = 10.0  # after a return its share grows over this long
-    panic: Share = 0.5  # with fewer than this share of a pool looking alive, health is not believed: all are tried
+    # With fewer than this share of a pool looking alive, health is not believed and all are tried; 0: when none does.
+    # Not a half: with one of three alive two of three requests would have to be repeated, and the retry budget allows
+    # one of five, while a request that waits for the one alive is served.
+    panic: Share = 0.0
 
 
 class Queue(Section):
@@ -138,7 +143,7 @@ class Prefix(Section):
 class Overflow(Section):
     """When a request goes to the route's next pool although this one could take it."""
 
-    queue: Annotated[int, Field(ge=0)] | None = None  # more requests than this wait here
+    queue: Annotated[int, Field(ge=0)] | None = None  # all are busy and this many wait; null: as soon as all are busy
     ttft: Annotated[Seconds, Field(gt=0)] | None = None  # the first token is expected later than this
 
 
