@@ -164,11 +164,13 @@ class Vitals:
             self._doubtful = False
             self._breaker.try_now(now)
 
-    def unanswered(self, asked_at: float) -> None:
+    def unanswered(self, asked_at: float) -> bool:
         """A check that was sent at `asked_at` has had no answer in time. The backend may be frozen, or busy: it is busy
-        if anything has come from it since."""
-        if self._heard_at < asked_at:
+        if anything has come from it since. Returns whether this counts as a failed check."""
+        is_silent = self._heard_at < asked_at
+        if is_silent:
             self._check_failed()
+        return is_silent
 
     def _check_failed(self) -> None:
         self._doubtful = True
