@@ -1,4 +1,5 @@
-"""What a reply says about itself: `Cache-Status` (RFC 9211) and `Server-Timing`, made from an Outcome.
+"""What a reply says about itself: `Cache-Status` (RFC 9211) and `Server-Timing`, made from an Outcome; and what the
+semcaches behind us have said in theirs.
 
 Nothing else in the program writes these two. Parameters are built from enum members and numbers only, so no text of a
 request can get into a header.
@@ -6,7 +7,11 @@ request can get into a header.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import floor
+from typing import Any, NamedTuple
+
+import http_sf
 
 from semcache.types import FWD, Outcome, Reason, Tier, Verdict
 
@@ -42,6 +47,34 @@ def _how_it_matched(outcome: Outcome) -> str:
     if outcome.tier is Tier.SEMANTIC and outcome.similarity is not None:
         return f"semantic/{outcome.similarity:.3f}"
     return "exact"
+
+
+class Replayed(NamedTuple):
+    """An upstream's answer that no model made now: a semcache behind us had it stored."""
+
+    age_s: float
+    is_exact: bool  # stored for the same question; else for one that meant the same, or past its ttl
+
+
+def replayed_before(headers: Mapping[str, str]) -> Replayed | None:
+    """What a semcache behind us says of an answer it had stored. None: nobody had, or nobody that says so.
+
+    Kept here as new it would outlive its ttl, and one for another question would be taken for this one's own.
+    `headers`: of the upstream's reply, case-insensitive.
+    """
+    written = [value for name, value in headers.items() if name.lower() == "cache-status"]
+    if not written:
+        return None
+    try:
+        members: Any = http_sf.parse(", ".join(written).encode("latin-1"), tltype="list")
+        told = [parameters for name, parameters in members if str(name) == "semcache" and parameters.get("hit") is True]
+    except (ValueError, TypeError, AttributeError):  # not a list of caches; some other program's
+        return None
+    if not told:
+        return None
+    age = headers.get("Age", "")
+    is_exact = all(str(parameters.get("detail")) == Tier.EXACT for parameters in told)
+    return Replayed(float(age) if age.isascii() and age.isdigit() and len(age) < 10 else 0.0, is_exact)
 
 
 def server_timing(outcome: Outcome) -> str:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import http_sf
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from multidict import CIMultiDict
 
-from semcache.status_headers import cache_status, server_timing
+from semcache.status_headers import Replayed, cache_status, replayed_before, server_timing
 from semcache.types import FWD, Outcome, Reason, Tier, Verdict
 
 
@@ -92,3 +95,57 @@ def test_durations_are_never_negative_and_never_have_an_exponent(ms: float, show
 
 def test_a_request_without_phases_has_an_empty_server_timing() -> None:
     assert server_timing(an_outcome()) == ""
+
+
+def said(*lines: str, age: str | None = None) -> CIMultiDict[str]:
+    fields = [("Cache-Status", line) for line in lines]
+    return CIMultiDict([*fields, ("age", age)] if age is not None else fields)
+
+
+EXACT = "semcache; hit; ttl=100; detail=exact"
+FORWARDED = "semcache; fwd=miss; fwd-status=200; stored; detail=no-entry"
+
+
+@pytest.mark.parametrize(
+    "headers, expected",
+    [
+        (said(EXACT, age="3600"), Replayed(3600.0, True)),
+        (said("semcache; hit; ttl=100; detail=semantic/0.950", age="7"), Replayed(7.0, False)),
+        (said("semcache; hit; ttl=-4; detail=stale", age="90000"), Replayed(90000.0, False)),
+        (said(f"{EXACT}, {FORWARDED}", age="5"), Replayed(5.0, True)),  # the last of three has it
+        (said(EXACT, FORWARDED, age="5"), Replayed(5.0, True)),
+        (said(FORWARDED), None),
+        (said("semcache; fwd=miss; collapsed"), None),
+        (said("ExampleCache; hit; ttl=30", age="5"), None),  # what its answers are to a question, nobody knows
+        (said('"my, cache; semcache"; hit', FORWARDED), None),
+        (said(), None),
+    ],
+)
+def test_an_answer_that_a_semcache_behind_us_had_stored_is_known(
+    headers: CIMultiDict[str], expected: Replayed | None
+) -> None:
+    assert replayed_before(headers) == expected
+
+
+@pytest.mark.parametrize("age", ["", "-5", "1.5", "soon", "9" * 40, "\u0663"])
+def test_an_age_that_is_none_is_taken_for_zero(age: str) -> None:
+    assert replayed_before(said(EXACT, age=age)) == Replayed(0.0, True)
+
+
+@given(st.text(max_size=40) | st.sampled_from(["semcache; hit; detail=;", "semcache;;hit", "(semcache);hit", "\x80"]))
+def test_what_is_no_cache_status_says_nothing(text: str) -> None:
+    found = replayed_before(said(text))
+    assert found is None or "semcache" in text
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"verdict": Verdict.HIT, "tier": Tier.EXACT, "ttl_left_s": 10.0},
+        {"verdict": Verdict.HIT, "tier": Tier.SEMANTIC, "similarity": 0.97, "ttl_left_s": 10.0},
+        {"verdict": Verdict.STALE, "tier": Tier.EXACT, "ttl_left_s": -10.0},
+    ],
+)
+def test_what_we_write_of_a_hit_is_read_as_one(fields: dict[str, object]) -> None:
+    found = replayed_before(said(cache_status(an_outcome(**fields)), age="1"))
+    assert found == Replayed(1.0, fields["tier"] is Tier.EXACT and fields["verdict"] is Verdict.HIT)
