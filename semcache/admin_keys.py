@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 from aiohttp import web
 from pydantic import Field, ValidationError
 
-from semcache.access.locksmith import OVERLAP_S, KeyChange, Locksmith, NewKey, Record, describe
+from semcache.access.locksmith import OVERLAP_S, KeyChange, Locksmith, NewKey, describe
 from semcache.admin import as_json, whole_body
 from semcache.errors import ClientError
 from semcache.settings.primitives import Seconds, Section
@@ -36,11 +36,8 @@ class Rotation(Section):
 
 
 class KeyCalls:
-    def __init__(self, locksmith: Locksmith | None = None, keyring: Keyring | None = None) -> None:
-        """Neither, where the configuration has no keys; a reload may bring them, see `adopt`."""
-        self.adopt(locksmith, keyring)
-
-    def adopt(self, locksmith: Locksmith | None, keyring: Keyring | None) -> None:
+    def __init__(self, locksmith: Locksmith | None, keyring: Keyring | None) -> None:
+        """Neither, where the configuration has no keys."""
         self._locksmith = locksmith
         self._keyring = keyring
 
@@ -89,16 +86,6 @@ class KeyCalls:
         if self._keyring is not None:
             await self._keyring.refresh()
         return done
-
-
-def on_the_loop(record: Record) -> Record:
-    """For a record that may only be called on the running loop's thread, where keys are changed on others."""
-    loop = asyncio.get_running_loop()
-
-    def call(event: str, *, regions: frozenset[str], **facts: object) -> None:
-        loop.call_soon_threadsafe(partial(record, event, regions=regions, **facts))
-
-    return call
 
 
 def read(form: type[Body], body: bytes) -> Body:

@@ -81,12 +81,15 @@ class Admission:
         self._now = now
         self._known: dict[tuple[tuple[str, ...], ...], _Known] = {}
         self._limits: dict[tuple[str, str], tuple[tuple[str, Limits], ...]] = {}
-        self.adopt(tenants, keyring, tokens)
+        self._keyring = keyring
+        self._tokens = tokens
+        for part in (keyring, tokens):
+            if part is not None:
+                part.on_change = self._forget
+        self.adopt(tenants)
 
-    def adopt(
-        self, tenants: Sequence[TenantSettings], keyring: Keyring | None = None, tokens: Tokens | None = None
-    ) -> None:
-        """Go by other settings from the next request on. They were checked, and the parts are started; cannot fail."""
+    def adopt(self, tenants: Sequence[TenantSettings]) -> None:
+        """Go by these tenants from the next request on. They were checked; this cannot fail."""
         self._settings = {settings.name: settings for settings in tenants}
         self._by_name = {
             settings.name: Tenant(
@@ -104,11 +107,6 @@ class Admission:
             for settings in tenants
             for key in settings.keys
         }
-        self._keyring = keyring
-        self._tokens = tokens
-        for part in (keyring, tokens):
-            if part is not None:
-                part.on_change = self._forget
         self._forget()
 
     @property

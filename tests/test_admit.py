@@ -212,7 +212,7 @@ def test_a_key_of_which_the_tenant_lost_all_regions_is_refused_and_not_freed(hou
     house.ring.add(KEY_1, "shop", regions=("ch",))
     house.identify(KEY_1)
     shrunk = LIMITED.model_copy(update={"regions": ("eu",)})
-    house.admission.adopt([shrunk, BANK], house.ring, house.door)
+    house.admission.adopt([shrunk, BANK])
     assert house.refusal(KEY_1) == (403, "key_not_usable")
 
 
@@ -290,7 +290,7 @@ def test_a_reload_counts_from_the_next_request_on(house: House) -> None:
     house.identify(KEY_1)
     house.identify("sk-bank")
     shop = LIMITED.model_copy(update={"regions": ("ch",), "keys": (SecretStr("sk-shop-9"),)})
-    house.admission.adopt([shop], house.ring, None)
+    house.admission.adopt([shop])
     assert house.identify(KEY_1).regions == house.identify("sk-shop-9").regions == {"ch"}
     assert house.refusal("sk-bank")[0] == 401
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,17 +17,17 @@ from click.testing import CliRunner, Result
 from multidict import CIMultiDict
 from pydantic import SecretStr
 
-from semcache.access.key_file import KeyFile
-from semcache.access.keyring import Keyring
+from semcache import config
+from semcache.access.doors import Doors
 from semcache.access.keys import read_id
-from semcache.access.locksmith import Locksmith
 from semcache.admin import Admin
-from semcache.admin_keys import KeyCalls, on_the_loop
+from semcache.admin_keys import KeyCalls
 from semcache.admit import Admission
 from semcache.cli import main
 from semcache.config import Limits, Server, TenantSettings
 from semcache.errors import ClientError
 from tests.fakes import Clock
+from tests.identity_provider import AUDIENCE, ISSUER, IdentityProvider
 
 PEPPER = "a pepper of this test that is long enough"
 TOKEN = "correct horse"
@@ -162,14 +163,23 @@ def test_another_pepper_is_told(file: Path) -> None:
 class Office:
     """An admin listener with keys, and the admission of the same process."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, settings: str) -> None:
         self.clock = Clock()
-        self.key_file = KeyFile(str(path), PEPPER.encode())
-        self.ring = Keyring(self.key_file, 1.0, self.clock, Clock(1000.0), _never)
-        self.admission = Admission([SHOP], self.ring, clock=self.clock, now=Clock(1000.0))
+        self.doors = Doors(config.parse(settings, {}), lambda: [SHOP], self.record, self.clock)
+        self.admission = Admission([SHOP], self.doors.keyring, self.doors.tokens, self.clock)
         self.events: list[tuple[str, dict[str, object]]] = []
-        self.calls = KeyCalls()
-        self.url = ""
+        nothing: Any = SimpleNamespace()
+        calls = KeyCalls(self.doors.locksmith, self.doors.keyring).routes()
+        token = Server(admin_token=SecretStr(TOKEN))
+        self.admin = Admin(token, nothing, nothing, list, dict, nothing, nothing, calls)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Office]:
+        await self.doors.start()
+        self.url = f"http://127.0.0.1:{await self.admin.start('127.0.0.1', 0)}"
+        yield self
+        await self.admin.stop()
+        await self.doors.stop()
 
     def record(self, event: str, *, regions: frozenset[str], **facts: object) -> None:
         asyncio.get_running_loop()  # raises on any other thread
@@ -192,24 +202,11 @@ class Office:
             return response.status, await response.json()
 
 
-async def _never(_: float) -> None:
-    await asyncio.Event().wait()
-
-
 @pytest.fixture
 async def office(tmp_path: Path) -> AsyncIterator[Office]:
-    made = Office(tmp_path / "var" / "keys.db")
-    await made.ring.start()
-    smith = Locksmith(made.key_file, lambda: [SHOP], made.clock, on_the_loop(made.record))
-    made.calls.adopt(smith, made.ring)
-    nothing: Any = SimpleNamespace()
-    admin = Admin(
-        Server(admin_token=SecretStr(TOKEN)), nothing, nothing, list, dict, nothing, nothing, made.calls.routes()
-    )
-    made.url = f"http://127.0.0.1:{await admin.start('127.0.0.1', 0)}"
-    yield made
-    await admin.stop()
-    await made.ring.stop()
+    keys = f"keys: {{path: {tmp_path}/office/keys.db, pepper: {PEPPER}}}\ntenants: [{{name: shop}}]"
+    async with Office(keys).running() as made:
+        yield made
 
 
 async def test_what_is_done_through_the_admin_port_counts_at_once(office: Office) -> None:
@@ -265,14 +262,29 @@ async def test_a_call_that_says_nothing_sensible_is_told_so(
     assert office.events == []
 
 
-async def test_without_keys_in_the_configuration_there_are_none(office: Office) -> None:
-    office.calls.adopt(None, None)
-    assert (await office.call("GET", ""))[0] == 404
-    assert (await office.call("POST", "", {"tenant": "shop"}))[0] == 404
+async def test_without_keys_in_the_configuration_there_are_none() -> None:
+    async with Office("").running() as office:
+        assert (await office.call("GET", ""))[0] == 404
+        assert (await office.call("POST", "", {"tenant": "shop"}))[0] == 404
 
 
-async def test_a_file_that_is_gone_is_a_503_with_its_name(office: Office) -> None:
-    office.key_file.path.rename(office.key_file.path.with_suffix(".aside"))
+async def test_keys_and_tokens_come_in_by_the_same_configuration(tmp_path: Path) -> None:
+    async with IdentityProvider(Clock()).running() as provider:
+        settings = (
+            f"keys: {{path: {tmp_path}/office/keys.db, pepper: {PEPPER}}}\n"
+            f"jwt: {{issuer: '{ISSUER}', audience: {AUDIENCE}, jwks: '{provider.url}'}}\n"
+            "tenants: [{name: shop}]"
+        )
+        async with Office(settings).running() as office:
+            _, made = await office.call("POST", "", {"tenant": "shop"})
+            assert office.open(made["key"]) == office.open(provider.token()) == "shop"
+            assert office.open(provider.token(tenant="bank")).endswith("is not configured here")
+            assert office.doors.stats()["keys"] == office.doors.stats()["public_keys"] == 1
+
+
+async def test_a_file_that_is_gone_is_a_503_with_its_name(office: Office, tmp_path: Path) -> None:
+    file = tmp_path / "office" / "keys.db"
+    file.rename(file.with_suffix(".aside"))
     status, answer = await office.call("POST", "", {"tenant": "shop"})
     assert status == 503 and "keys.db" in answer["error"]["message"] and office.events == []
 
