@@ -181,6 +181,12 @@ def test_a_backends_own_fields_are_sent_in_place_of_the_callers() -> None:
     assert forwarded(*fields, to=to) == [("X-Other", "1"), *own, VIA]
 
 
+@pytest.mark.parametrize("name", ["Host", "Connection", "te", "Upgrade", "Accept-Encoding", "Via", "Authorization"])
+def test_fields_that_are_written_here_are_no_setting(name: str) -> None:
+    with pytest.raises(ValueError, match="cannot be set here"):
+        target(**{name: "x"})
+
+
 def test_a_caller_cannot_have_a_backends_own_field_removed() -> None:
     to = target(**{"X-Team": "search"})
     assert forwarded(("Connection", "X-Team"), ("X-Team", "x"), to=to) == [("X-Team", "search"), VIA]

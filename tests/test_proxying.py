@@ -18,8 +18,8 @@ from semcache.backends.fetch import Fetcher, Reply, UpstreamRequest
 from semcache.backends.pool import Address, resolve
 from semcache.backends.proxying import Proxy, ProxyError, find_proxy
 from semcache.backends.target import Origin, Target, targets_of
-from semcache.config import Backend, Pool
-from semcache.errors import UpstreamError
+from semcache.config import Backend, Pool, parse
+from semcache.errors import ConfigError, UpstreamError
 from tests.forward_proxy import ForwardProxy
 from tests.scripted_upstream import Expect, ScriptedUpstream, Wait, answer, chunked
 
@@ -149,6 +149,18 @@ async def fetching(authority: trustme.CA | None = None, **settings: Any) -> Asyn
         yield fetcher
     finally:
         await fetcher.close()
+
+
+@pytest.mark.parametrize("proxy", ["proxy:3128", "socks5://me:secret@proxy", "http://me:secret@", "http://p:99999", ""])
+def test_a_proxy_in_the_file_is_checked_before_it_is_needed(proxy: str) -> None:
+    with pytest.raises(ConfigError, match="URL of an HTTP proxy") as refused:
+        parse(f"pools: {{a: {{backends: [{{url: 'http://h/v1', proxy: '{proxy}'}}]}}}}", {})
+    assert "secret" not in str(refused.value)
+
+
+def test_the_password_of_a_proxy_is_not_shown_with_the_settings() -> None:
+    backend = Backend(url="http://h/v1", proxy="http://me:secret@proxy:3128")  # type: ignore[arg-type]
+    assert "secret" not in repr(backend)
 
 
 def behind(proxy: str, port: int, scheme: str = "https", host: str = "gpu.internal") -> Target:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from weakref import WeakSet
 
 from multidict import CIMultiDict
+from pydantic import SecretStr
 
 from semcache.backends.connection import READ_BYTES, Body, Exchange
 from semcache.backends.headers import forwarded_headers, returned_headers
@@ -193,7 +194,7 @@ class Fetcher:
     def _open_pool(self, target: Target) -> ConnectionPool:
         assert self._dialling is not None, "start() comes first"
         try:
-            proxy = find_proxy(target.backend.proxy, target.origin, self._environ)
+            proxy = find_proxy(target.backend.proxy.get_secret_value(), target.origin, self._environ)
         except ProxyError as exc:
             raise UpstreamError(f"{target.name} {exc}") from exc
         pool = ConnectionPool(target.origin, target.max_connections, target.connection_age_s, proxy, self._dialling)
@@ -201,7 +202,7 @@ class Fetcher:
         return pool
 
 
-_Key = tuple[str, Origin, str, int, float]
+_Key = tuple[str, Origin, SecretStr, int, float]
 
 
 def _key(target: Target) -> _Key:

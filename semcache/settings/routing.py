@@ -14,8 +14,9 @@ from semcache.settings.serving import Cache, Match
 
 Glob = Annotated[str, Field(min_length=1)]
 _FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, token
-_OWN_FIELDS = frozenset(
-    {"host", "content-length", "transfer-encoding", "connection", "authorization", "x-api-key", "api-key"}
+_OWN_FIELDS = frozenset(  # written here, as each connection, body and key needs them
+    "host content-length content-encoding transfer-encoding connection keep-alive te trailer upgrade expect via "
+    "accept-encoding proxy-authorization proxy-connection authorization x-api-key api-key".split()
 )
 
 
@@ -44,7 +45,8 @@ class Backend(Section):
     hours: tuple[Hours, ...] = ()  # when it takes requests, such as "22:00-06:00"; empty: always
     timezone: Zone = "UTC"  # of `hours`: where the backend stands
     drain: bool = False  # takes nothing new; what runs there ends in peace
-    proxy: str = "env"  # env: HTTP(S)_PROXY and NO_PROXY say; none; or the URL of an HTTP proxy
+    # env: HTTP(S)_PROXY and NO_PROXY say; none; or the URL of an HTTP proxy, which may hold a password.
+    proxy: SecretStr = SecretStr("env")
     chain: bool = False  # it is another semcache: told who asks, under `chain.secret`
     stream_usage: bool = (
         True  # ask for usage in streams (`stream_options.include_usage`); false for servers that refuse it
@@ -89,8 +91,15 @@ class Backend(Section):
 
     @field_validator("proxy")
     @classmethod
-    def _is_a_proxy(cls, proxy: str) -> str:
-        if proxy not in ("env", "none") and not re.match(r"https?://[^/\s]+", proxy):
+    def _is_a_proxy(cls, proxy: SecretStr) -> SecretStr:
+        if proxy.get_secret_value() in ("env", "none"):
+            return proxy
+        try:
+            parts = urlsplit(proxy.get_secret_value())
+            is_usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # the port
+            is_usable = False
+        if not is_usable:
             raise ValueError('write env, none, or the URL of an HTTP proxy such as "http://proxy.internal:3128"')
         return proxy
 
