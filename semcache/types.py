@@ -439,6 +439,7 @@ class Outcome:
     error: str | None = None  # the class of our own error, never request text
     truncated: bool = False  # the client got a visibly cut answer, or left before its end
     question: str | None = None  # filled only where the operator has prompts logged
+    flags: tuple[str, ...] = ()  # what guardrails said of it: "injection/override-instructions"
     feedback: Mapping[str, str] | None = None  # this was no question, but a word on an earlier hit: what it said
     usage: Usage | None = None  # of the answer delivered
     bytes_out: int = 0
