@@ -143,8 +143,8 @@ def show(report: dict[str, Any], console: Console) -> None:
         console.print(f"{total['estimated']:,} answers had no usage: their tokens are estimates.", highlight=False)
     if total["unpriced"]:
         console.print(
-            f"{total['unpriced']:,} answers are of models without a price: their money is missing. Write it into the "
-            "file that `usage.prices` names.",
+            f"{total['unpriced']:,} answers are of models without a price: their money is missing where a + is. Write "
+            "it into the file that `usage.prices` names, or beside the backend (`price`).",
             highlight=False,
         )
 
@@ -152,7 +152,13 @@ def show(report: dict[str, Any], console: Console) -> None:
 def _usd(value: float) -> str:
     sign = "-" if value < 0 else ""
     size = abs(value)
-    return f"{sign}${size:,.2f}" if size >= 1 or size == 0 else f"{sign}${size:.4f}"
+    if size < 0.00005:
+        return "$0.00"
+    return f"{sign}${size:,.2f}" if size >= 1 else f"{sign}${size:.4f}"
+
+
+def _usd_so_far(usd: float, unpriced: int) -> str:
+    return _usd(usd) + ("+" if unpriced else "")
 
 
 _COLUMNS: dict[str, Any] = {
@@ -161,8 +167,8 @@ _COLUMNS: dict[str, Any] = {
     "tokens billed": lambda row: f"{row['billed_tokens']:,}",
     "replayed": lambda row: f"{row['replayed_tokens']:,}",
     "shared": lambda row: f"{row['shared_tokens']:,}",
-    "billed": lambda row: _usd(row["billed_usd"]),
-    "avoided": lambda row: _usd(row["avoided_usd"]),
+    "billed": lambda row: _usd_so_far(row["billed_usd"], row["unpriced"]),
+    "avoided": lambda row: _usd_so_far(row["avoided_usd"], row["unpriced"]),
     "own cost": lambda row: _usd(row["own_usd"]),
     "saved net": lambda row: _usd(row["saved_usd"]),
 }
