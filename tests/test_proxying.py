@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import trustme
 import uvloop
+from hypothesis import example, given
+from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from semcache.backends.fetch import Fetcher, Reply, UpstreamRequest
@@ -93,7 +95,16 @@ def test_what_no_proxy_lists_is_reached_directly(host: str, no_proxy: str, goes_
     assert find_proxy("http://proxy:3128", Origin(host, 8000, False), environ) == HERE  # written out, it is meant
 
 
-@pytest.mark.parametrize("url", ["socks5://me:secret@proxy:1080", "http://me:secret@proxy:99999", "http://"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "socks5://me:secret@proxy:1080",
+        "http://me:secret@proxy:99999",
+        "http://",
+        "http://me:secret/@proxy",
+        "http://[]",
+    ],
+)
 def test_a_proxy_that_cannot_be_used_is_not_gone_around(url: str) -> None:
     for setting, environ in (("env", {"ALL_PROXY": url}), (url, {})):
         with pytest.raises(ProxyError, match="proxy") as refused:
@@ -107,6 +118,21 @@ def test_credentials_are_read_from_the_url_and_shown_nowhere() -> None:
     assert proxy.authorization == f"Basic {b64encode(b'me:p@ss:').decode()}"
     assert proxy.origin == HERE.origin
     assert "Basic" not in repr(proxy)
+
+
+URLS = st.text(max_size=20) | st.text("htps:/[]@.%1a", max_size=25)
+LISTS = st.text("0123456789.,:/*[] a-", max_size=30) | st.text(max_size=20)
+
+
+@given(URLS | st.builds("http://{}@{}:{}".format, st.text(), st.text(), st.text("0123456789", max_size=6)), LISTS)
+@example("[]@", "")
+def test_whatever_the_environment_holds_it_is_a_proxy_or_an_error(url: str, no_proxy: str) -> None:
+    for host in ("gpu.internal", "10.1.2.3", "fd00::7"):
+        try:
+            proxy = find_proxy("env", Origin(host, 8000, True), {"https_proxy": url, "no_proxy": no_proxy})
+        except ProxyError:
+            continue
+        assert proxy is None or (proxy.origin.host and 0 < proxy.origin.port < 65536)
 
 
 # Through it, on real sockets

@@ -14,10 +14,9 @@ from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import cast
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import httptools
-from yarl import URL
 
 from semcache.backends.target import Origin
 
@@ -53,10 +52,7 @@ def find_proxy(setting: str, origin: Origin, environ: Mapping[str, str]) -> Prox
         if not url or _is_here(origin.host) or _is_listed(origin, _variable(environ, "no_proxy")):
             return None
         url = url if "://" in url else f"http://{url}"
-    try:
-        return _read(url)
-    except ValueError as exc:
-        raise ProxyError(f"cannot be reached: the setting of its proxy is unusable ({exc})") from exc
+    return _read(url)
 
 
 def _variable(environ: Mapping[str, str], name: str) -> str:
@@ -64,17 +60,19 @@ def _variable(environ: Mapping[str, str], name: str) -> str:
 
 
 def _read(text: str) -> Proxy:
-    """Raises ValueError; its message holds no password."""
-    url = URL(text, encoded=True)
-    if url.scheme not in _PORTS:
-        raise ValueError(f"{url.scheme} is not spoken here, only http and https are")
-    if not url.raw_host or not url.port:
-        raise ValueError("it names no host")
+    """Raises ProxyError."""
+    try:
+        url = urlsplit(text)
+        port = _PORTS.get(url.scheme) if url.port is None else url.port
+    except ValueError:  # whose message may quote the password
+        raise ProxyError("cannot be reached: the setting of its proxy is no URL") from None
+    if url.scheme not in _PORTS or not url.hostname or not port:
+        raise ProxyError("cannot be reached: the setting of its proxy names no HTTP proxy, which is all that is spoken")
     authorization = ""
-    if url.raw_user is not None or url.raw_password is not None:
-        pair = f"{unquote(url.raw_user or '')}:{unquote(url.raw_password or '')}"
-        authorization = f"Basic {b64encode(pair.encode()).decode()}"
-    return Proxy(Origin(url.raw_host, url.port, url.scheme == "https"), authorization)
+    if url.username is not None:
+        pair = f"{unquote(url.username)}:{unquote(url.password or '')}"
+        authorization = f"Basic {b64encode(pair.encode('utf-8', 'surrogateescape')).decode()}"
+    return Proxy(Origin(url.hostname, port, url.scheme == "https"), authorization)
 
 
 def _is_here(host: str) -> bool:
