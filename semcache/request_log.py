@@ -200,6 +200,8 @@ def render_line(outcome: Outcome, time: datetime, question: str | None = None) -
     }
     if outcome.feedback is not None:
         line["feedback"] = outcome.feedback
+    if outcome.flags:
+        line["flags"] = outcome.flags
     if question is not None:
         line["question"] = question[:CUT_QUESTION]
     try:

@@ -31,13 +31,17 @@ SIMILARITIES = (0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.82, 0.84, 0.86, 0.88, *(n / 100
 
 ENDPOINTS = frozenset({"chat/completions", "completions", "responses", "embeddings", "messages", "models"})
 
+MOST_FLAGS = 200  # kinds of what guardrails say: there are some 40 rules, and a firewall of the operator's names its own
+
 # Figures of the parts that only grow. All others are gauges: sizes, queues, what is under way.
 COUNTERS: Mapping[str, frozenset[str]] = {
     part: frozenset(names.split())
     for part, names in {
+        "audit": "lines_written lines_withheld lines_lost faults rotations",
         "backends": "requests failovers",
         "bound": "served explored audited below_cut without_evidence unsound fits faults",
         "feedback": "wrong right unknown",
+        "firewall": "asked remembered failed outside",
         "embedder": "texts remembered joined too_long faults refused late skipped seconds",
         "learning": "dropped incomparable unsure lost embed_seconds judge_yes judge_no judge_unclear judge_faults "
         "judge_refused judge_over_budget judge_too_long",
@@ -136,6 +140,7 @@ class Telemetry(Collector):
         self._served, self._rejected = Histogram(SIMILARITIES), Histogram(SIMILARITIES)
         self._upstream: dict[int, int] = defaultdict(int)
         self._errors: dict[str, int] = defaultdict(int)
+        self._flags: dict[str, int] = defaultdict(int)
         self._truncated = 0
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -177,6 +182,8 @@ class Telemetry(Collector):
             self._upstream[outcome.fwd_status] += 1
         if outcome.error is not None:
             self._errors[outcome.error] += 1
+        for flag in outcome.flags:
+            self._flags[flag if flag in self._flags or len(self._flags) < MOST_FLAGS else "other"] += 1
 
     def render(self) -> bytes:
         """Return all figures in the Prometheus text format, version 0.0.4."""
@@ -209,6 +216,12 @@ class Telemetry(Collector):
         )
         yield _counter(
             "errors", "Our own errors by class.", [((error,), n) for error, n in self._errors.items()], ("error",)
+        )
+        yield _counter(
+            "guardrail_flags",
+            "What guardrails said of requests, by check and rule.",
+            [((flag,), n) for flag, n in self._flags.items()],
+            ("flag",),
         )
         yield _counter(
             "truncated", "Answers that ended early, by the upstream or by a client that left.", [((), self._truncated)]

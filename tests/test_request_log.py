@@ -65,6 +65,11 @@ def test_hostile_characters_are_escaped_and_kept(hostile: str) -> None:
     assert json.loads(line)["model"] == hostile
 
 
+def test_what_guardrails_said_is_in_the_line_where_they_said_anything() -> None:
+    assert json.loads(render_line(an_outcome(flags=("secrets/jwt",)), NOW))["flags"] == ["secrets/jwt"]
+    assert "flags" not in json.loads(render_line(an_outcome(), NOW))
+
+
 def test_numbers_past_64_bits_do_not_lose_the_line() -> None:
     assert json.loads(render_line(an_outcome(usage=Usage(10**30, 1)), NOW))["prompt_tokens"] == 10**30
 

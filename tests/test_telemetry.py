@@ -123,6 +123,18 @@ def test_what_became_of_fetched_answers_is_counted(telemetry: Telemetry) -> None
     assert seen["semcache_truncated_total", ()] == 1
 
 
+def test_what_guardrails_said_is_counted_by_rule_and_a_firewall_cannot_make_up_labels_without_end(
+    telemetry: Telemetry,
+) -> None:
+    telemetry.observe(an_outcome(flags=("injection/no-restrictions", "secrets/jwt")))
+    for number in range(1000):
+        telemetry.observe(an_outcome(flags=(f"hook/reason-{number}", "secrets/jwt")))
+    seen = figures(telemetry)
+    assert seen["semcache_guardrail_flags_total", (("flag", "secrets/jwt"),)] == 1001
+    assert seen["semcache_guardrail_flags_total", (("flag", "injection/no-restrictions"),)] == 1
+    assert sum(name == "semcache_guardrail_flags_total" for name, _ in seen) <= 201
+
+
 def test_a_hit_that_failed_on_its_way_out_is_counted_too(telemetry: Telemetry) -> None:
     telemetry.observe(an_outcome(verdict=Verdict.HIT, tier=Tier.EXACT, similarity=1.0, error="X", truncated=True))
     seen = figures(telemetry)
