@@ -31,7 +31,7 @@ SIMILARITIES = (0.3, 0.5, 0.6, 0.7, 0.75, 0.8, 0.82, 0.84, 0.86, 0.88, *(n / 100
 
 ENDPOINTS = frozenset({"chat/completions", "completions", "responses", "embeddings", "messages", "models"})
 
-MOST_FLAGS = 200  # kinds of what guardrails say: there are some 40 rules, and a firewall of the operator's names its own
+MOST_FLAGS = 200  # kinds of what guardrails say: some 40 rules of ours, and those of a firewall of the operator
 
 # Figures of the parts that only grow. All others are gauges: sizes, queues, what is under way.
 COUNTERS: Mapping[str, frozenset[str]] = {
