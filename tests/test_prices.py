@@ -13,7 +13,7 @@ from semcache import config
 from semcache.errors import ConfigError
 from semcache.types import Usage
 from semcache.usage import NANO, Price, PriceList, load_prices
-from semcache.usage.prices import MAX_TOKENS, rates_of
+from semcache.usage.prices import MAX_TOKENS, counted, rates_of
 
 MTOK = 1_000_000
 PRICES = PriceList(
@@ -39,18 +39,18 @@ def test_what_the_upstream_had_cached_of_a_prompt_costs_its_own_price_or_that_of
 
 
 def test_a_backend_may_have_a_price_of_its_own() -> None:
-    assert rates_of(config.Price(input=2, output=3, cached_input=0)).cost_nano(Usage(10, 10, 10)) == 30_000
+    assert rates_of(config.Price(input=2, output=3, cached_input=0)).cost_nano(10, 10, 10) == 30_000
 
 
 def test_the_smallest_prices_lose_nothing_to_rounding() -> None:
     rates = rates_of(Price(models=("x",), input=0.0125, output=0.000001))
-    assert rates.cost_nano(Usage(2, 0)) == 25  # 12.5 nano-dollars each
-    assert rates.cost_nano(Usage(0, MTOK)) == 1_000
+    assert rates.cost_nano(2, 0, 0) == 25  # 12.5 nano-dollars each
+    assert rates.cost_nano(0, 0, MTOK) == 1_000
 
 
 @given(st.integers(), st.integers(), st.integers())
 def test_figures_beyond_reason_never_become_money_beyond_it(prompt: int, completion: int, cached: int) -> None:
-    cost = rates_of(PRICES.prices[1]).cost_nano(Usage(prompt, completion, cached))
+    cost = rates_of(PRICES.prices[1]).cost_nano(*counted(Usage(prompt, completion, cached)))
     assert 0 <= cost <= MAX_TOKENS * 40 * NANO // MTOK
 
 

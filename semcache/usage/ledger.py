@@ -112,18 +112,32 @@ class Spent:
         self.estimated += other.estimated
         self.unpriced += other.unpriced
 
-    def count(self, usage: Usage, rates: Rates | None) -> int | None:
+
+@dataclass(slots=True)
+class _Account:
+    """Where what comes in under one name is counted, and at what price."""
+
+    facets: Facets
+    row: Spent  # of this minute, for the file
+    total: Spent  # since the start, for metrics
+    price: Priced | None
+    rates: Rates | None
+
+    def count(self, usage: Usage) -> int | None:
         """Count an answer's tokens; return its price in nano-dollars, None where there is none."""
         prompt, cached, completion = counted(usage)
-        self.prompt_tokens += prompt
-        self.cached_tokens += cached
-        self.completion_tokens += completion
-        self.estimated += usage.is_estimated
-        if rates is None:
-            self.unpriced += 1
-            return None
-        nano = rates.cost_nano(usage)
-        self.nano_usd += nano
+        nano = None if self.rates is None else self.rates.cost_nano(prompt, cached, completion)
+        for spent in (self.row, self.total):
+            spent.prompt_tokens += prompt
+            spent.cached_tokens += cached
+            spent.completion_tokens += completion
+            if nano is None:
+                spent.unpriced += 1
+            else:
+                spent.nano_usd += nano
+            if usage.is_estimated:
+                spent.estimated += 1
+        self.total.requests += 1
         return nano
 
 
@@ -154,15 +168,16 @@ class Ledger:
         self._clock = clock
         self._names: dict[str, set[str]] = {"tenant": set(), "key": set(), "model": set()}
         self._rates: dict[str, Rates | None] = {}  # by model, of one day
-        self._own_rates: dict[str, Rates] = {}  # by model, of the backend that was billed last
+        # By model, of the backend that was billed last; None: the list's. What a replay avoids is what that would bill.
+        self._own_prices: dict[str, Priced | None] = {}
         self._day = -1
         self._minute = 0
         self._rows: Rows = {}
-        self._accounts: dict[tuple[object, ...], tuple[Facets, Spent]] = {}  # what `_open` found in this minute
+        self._accounts: dict[tuple[object, ...], _Account] = {}  # what `_open` found in this minute
         self._waiting: list[Minute] = []
         # By model, of which there are at most MAX_MODELS and OTHER, and by Source: FETCHED, REPLAYED and SHARED.
         self.totals: dict[tuple[str, str], Spent] = {}
-        self._own = Spent()  # fetches that the cache asked for
+        self._own_nano = 0  # of fetches that the cache asked for
 
     def observe(self, outcome: Outcome) -> None:
         """Count an answered request. What upstreams refused, or we, is none."""
@@ -172,17 +187,17 @@ class Ledger:
         usage = outcome.usage
         self._keep_time()
         name = (outcome.tenant, outcome.key, outcome.model, outcome.backend, outcome.region, source)
-        # A name becomes a label only once an upstream has answered to it: so nobody can fill the list of names.
-        facets, row = self._accounts.get(name) or self._open(
-            name, Purpose.REQUEST, usage is not None or outcome.status < 400
-        )
-        row.requests += 1
+        account = self._accounts.get(name)
+        price = self._own_prices.get(outcome.model)
+        if account is None or account.price is not price:
+            # A name becomes a label only once an upstream has answered to it: so nobody can fill the list of names.
+            is_answered = usage is not None or outcome.status < 400
+            account = self._open(name, Purpose.REQUEST, is_answered, price)
+        account.row.requests += 1
         if usage is None:
             return
         if source is not Source.FORWARDED:
-            rates = self._own_rates.get(outcome.model) or self._rates_of(outcome.model)
-            row.count(usage, rates)
-            self._total(facets, usage, rates)
+            account.count(usage)
         elif not self._bills_by_fetch:
             self.fetched(
                 Fetched(outcome.tenant, outcome.key, outcome.model, outcome.backend or "", outcome.region, usage)
@@ -191,29 +206,23 @@ class Ledger:
     def fetched(self, fetch: Fetched) -> int | None:
         """Count what an upstream bills, and return it in nano-dollars; None: this model has no price."""
         self._keep_time()
-        model = fetch.model
-        if fetch.price is None:
-            rates = self._rates_of(model)
-            self._own_rates.pop(model, None)
-        else:
-            rates = rates_of(fetch.price)
-        name = (fetch.tenant, fetch.key, model, fetch.backend, fetch.region, Source.FETCHED, fetch.purpose)
-        facets, row = self._accounts.get(name) or self._open(name, fetch.purpose, True)
-        if fetch.price is not None and rates is not None and facets.model != OTHER:
-            # What a replay of this model avoids is what this backend would have billed.
-            self._own_rates[model] = rates
-        row.requests += 1
-        self._total(facets, fetch.usage, rates)
-        if fetch.purpose in OWN_PURPOSES:
-            self._own.requests += 1
-            self._own.count(fetch.usage, rates)
-        return row.count(fetch.usage, rates)
+        name = (fetch.tenant, fetch.key, fetch.model, fetch.backend, fetch.region, Source.FETCHED, fetch.purpose)
+        account = self._accounts.get(name)
+        if account is None or account.price is not fetch.price:
+            account = self._open(name, fetch.purpose, True, fetch.price)
+        if account.facets.model != OTHER and self._own_prices.get(fetch.model) is not fetch.price:
+            self._own_prices[fetch.model] = fetch.price
+        account.row.requests += 1
+        nano = account.count(fetch.usage)
+        if nano and fetch.purpose in OWN_PURPOSES:
+            self._own_nano += nano
+        return nano
 
     def stats(self) -> dict[str, float]:
         """Totals over all models, since the start of this process."""
         billed = _sum(spent for (_, source), spent in self.totals.items() if source == Source.FETCHED)
         avoided = _sum(spent for (_, source), spent in self.totals.items() if source != Source.FETCHED)
-        own_nano = self._own.nano_usd + self._computed_nano()
+        own_nano = self._own_nano + self._computed_nano()
         return {
             "billed_prompt_tokens": billed.prompt_tokens,
             "billed_cached_tokens": billed.cached_tokens,
@@ -274,7 +283,7 @@ class Ledger:
     def _computed_nano(self) -> int:
         return round(self._embedder_seconds() * self._nano_per_cpu_s)
 
-    def _open(self, name: tuple[object, ...], purpose: Purpose, is_answered: bool) -> tuple[Facets, Spent]:
+    def _open(self, name: tuple[object, ...], purpose: Purpose, is_answered: bool, price: Priced | None) -> _Account:
         tenant, key, model, backend, region, source = name[:6]
         facets = Facets(
             self._label("tenant", str(tenant), MAX_NAMES, is_answered),
@@ -285,7 +294,12 @@ class Ledger:
             Source(str(source)),
             purpose,
         )
-        account = facets, self._rows.setdefault(facets, Spent())
+        # A forwarded request has no tokens: those are its fetch's.
+        total = (
+            Spent() if source is Source.FORWARDED else self.totals.setdefault((facets.model, facets.source), Spent())
+        )
+        rates = self._rates_of(str(model)) if price is None else rates_of(price)
+        account = _Account(facets, self._rows.setdefault(facets, Spent()), total, price, rates)
         if OTHER not in facets[:3]:  # so the accounts are as few as the names
             self._accounts[name] = account
         return account
@@ -298,13 +312,6 @@ class Ledger:
             known.add(name)
             return name
         return OTHER
-
-    def _total(self, facets: Facets, usage: Usage, rates: Rates | None) -> None:
-        total = self.totals.get((facets.model, facets.source))
-        if total is None:
-            total = self.totals[facets.model, facets.source] = Spent()
-        total.requests += 1
-        total.count(usage, rates)
 
     def _rates_of(self, model: str) -> Rates | None:
         """Today's rates of the price list."""

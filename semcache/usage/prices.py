@@ -46,8 +46,8 @@ class Rates(NamedTuple):
     output: int
     cached_input: int
 
-    def cost_nano(self, usage: Usage) -> int:
-        prompt, cached, completion = counted(usage)
+    def cost_nano(self, prompt: int, cached: int, completion: int) -> int:
+        """`cached`: of the prompt. See `counted`."""
         pico = (prompt - cached) * self.input + cached * self.cached_input + completion * self.output
         return (pico + 500) // 1000
 
@@ -59,8 +59,11 @@ def rates_of(price: Priced) -> Rates:
 
 def counted(usage: Usage) -> tuple[int, int, int]:
     """Tokens of the prompt, those of it that the upstream had cached, and of the answer, within reason."""
-    prompt = min(max(usage.prompt_tokens, 0), MAX_TOKENS)
-    return prompt, min(max(usage.cached_tokens, 0), prompt), min(max(usage.completion_tokens, 0), MAX_TOKENS)
+    prompt, cached, completion = usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens
+    if 0 <= cached <= prompt <= MAX_TOKENS and 0 <= completion <= MAX_TOKENS:  # all but always
+        return prompt, cached, completion
+    prompt = min(max(prompt, 0), MAX_TOKENS)
+    return prompt, min(max(cached, 0), prompt), min(max(completion, 0), MAX_TOKENS)
 
 
 class Price(BaseModel):
@@ -105,7 +108,7 @@ class PriceList(BaseModel):
     def cost_usd(self, model: str, usage: Usage) -> float | None:
         """Return today's price of an answer in US dollars; None: this model has no price here."""
         price = self.find(model)
-        return None if price is None else rates_of(price).cost_nano(usage) / NANO
+        return None if price is None else rates_of(price).cost_nano(*counted(usage)) / NANO
 
 
 def load_prices(own: Path | None = None) -> PriceList:
