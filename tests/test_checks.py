@@ -383,7 +383,7 @@ class Real:
 async def test_a_process_that_is_frozen_and_thawed_and_killed_and_started_again() -> None:
     health = Health(timeout=0.2, unhealthy_after=2, open=60.0)
     async with fetching() as fetcher:
-        checks: Checks[Real] = Checks(lambda real: check_over_http(fetcher, real.target, None, 5.0))
+        checks: Checks[Real] = Checks(lambda real: check_over_http(fetcher, real.target, None))
         async with process() as (port, pid):
             real = Real(Vitals(health), at(port))
             vitals = real.vitals

@@ -230,9 +230,16 @@ def test_a_breaker_that_closes_starts_slowly_too_and_slow_start_may_be_off() -> 
     slow, quick = vitals(), vitals(slow_start=0.0)
     for backend in (slow, quick):
         fail(backend, 5)
-        assert backend.share(1.0) == SMALLEST_SHARE
         succeed(backend, 2, 40.0)
-    assert (slow.share(45.0), quick.share(40.0)) == (0.5, 1.0)
+    assert (slow.share(40.0), slow.share(45.0), quick.share(40.0)) == (SMALLEST_SHARE, 0.5, 1.0)
+
+
+def test_a_half_open_backend_is_ranked_as_if_nothing_were_wrong_or_nobody_would_try_it() -> None:
+    """Behind two backends with four requests each, a tenth of a share was never chosen: it stayed half-open for good."""
+    backend = vitals()
+    fail(backend, 5)
+    assert backend.may_take(30.0)
+    assert backend.share(30.0) == 1.0
 
 
 def pool(*states: str) -> list[Vitals]:

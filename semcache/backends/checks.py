@@ -42,6 +42,9 @@ _SOON = 0.25
 # not fall together. Never longer: a return is seen within one interval.
 _SHORTEST = 0.8
 
+# Of one check by itself. `Checks` cancels it before, when others have been asked since; this is for whoever does not.
+PATIENCE_S = 10.0
+
 _ANSWER_BYTES = 1024 * 1024  # of an answer that are read, so that its connection can be used again
 
 
@@ -223,7 +226,7 @@ def _forget(watch: _Watch, task: asyncio.Task[None]) -> None:
         watch.running.remove(task)
 
 
-async def check_over_http(fetcher: Fetcher, target: Target, path: str | None, timeout_s: float) -> bool:
+async def check_over_http(fetcher: Fetcher, target: Target, path: str | None, timeout_s: float = PATIENCE_S) -> bool:
     """Whether the backend answers a GET with a status below 500.
 
     `path`: at the root of its host; None: `/models` below its base URL, which every server has that speaks OpenAI's or
@@ -231,7 +234,8 @@ async def check_over_http(fetcher: Fetcher, target: Target, path: str | None, ti
     server that is there: whose key it refuses, or how many requests a key has left, is not its health. A 503 is how
     vLLM says that its engine is dead, and SGLang and llama.cpp that their model is not loaded yet.
 
-    Raises TimeoutError when there was no answer within `timeout_s`.
+    Raises TimeoutError when there was no answer within `timeout_s`; longer than the `timeout` of its settings, so that
+    an answer which is late for that can still come.
     """
     target = replace(
         target,

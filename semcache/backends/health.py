@@ -88,9 +88,15 @@ class Vitals:
         return self._rest_until if now < self._rest_until else 0.0
 
     def share(self, now: float) -> float:
-        """Of what it would take otherwise: less than 1 for `slow_start` after a return, as its caches are cold."""
-        if not self.looks_alive():
+        """Of what it would take otherwise: less than 1 for `slow_start` after a return, as its caches are cold.
+
+        All of it while the breaker is half-open: one request at a time is little already, and with a small share other
+        backends would be preferred for as long as they are not busy, and none would ever try it.
+        """
+        if self._ejected:
             return SMALLEST_SHARE
+        if not self._breaker.is_closed:
+            return 1.0
         age_s = now - self._returned_at
         if age_s >= self.settings.slow_start:
             return 1.0
