@@ -78,7 +78,7 @@ class App:
         prices = load_prices()
         self.ledger = Ledger(prices)
         self.fetcher = Fetcher()
-        self.dispatcher = Dispatcher(config.pools, self.fetcher)
+        self.dispatcher = Dispatcher(config.pools, self.fetcher, config.routes)
         self.judge = PoolJudge(config.pools, self.fetcher)
         self.core = Core(config, worker == 0, embedder, clock, prices, self.judge)
         self.store, self.index, self.pipeline = self.core.store, self.core.index, self.core.pipeline
@@ -126,7 +126,7 @@ class App:
         """Go by these settings from the next request on: assignments only, in one turn of the event loop."""
         self.config = config
         self.core.adopt(config)
-        self.dispatcher.adopt(config.pools)
+        self.dispatcher.adopt(config.pools, config.routes)
         self.judge.adopt(config.pools)
         self.admission.adopt(config.tenants)
         self.explaining.adopt(config.routes, config.tenants)
@@ -159,6 +159,7 @@ class App:
         await self.core.start()
         try:
             await self.fetcher.start()
+            self.dispatcher.start()
             self.request_log.start()
             await self._open_ports()
         except BaseException:  # a port that is taken, say: nothing of what was started stays behind
@@ -200,6 +201,7 @@ class App:
             self._own_unix_socket.remove()
         await self.admin.stop()
         await self.core.stop()
+        await self.dispatcher.stop()
         await self.fetcher.close()
         await asyncio.to_thread(self.request_log.stop)
 

@@ -49,7 +49,8 @@ class Forwarder:
             want_recording=True,
             pass_key=not self.replaces_keys,
         )
-        needs = needs_of(plan.route, plan.route_name, body, plan.ask.stream, not plan.ask.traits.is_stateful)
+        needs = needs_of(plan.route, plan.route_name, body, is_repeatable=not plan.ask.traits.is_stateful)
+        needs = needs._replace(model=plan.ask.model, is_stream=plan.ask.stream)
         reply = await self._dispatcher.fetch(plan.way, request, needs)
         try:
             recording.came_from(reply.target.backend.region, reply.model, reply.attempts)
@@ -61,7 +62,7 @@ class Forwarder:
             await reply.abort()  # after a whole reply it only gives its place back
 
 
-def needs_of(route: Route, name: str, body: bytes, is_stream: bool, is_repeatable: bool) -> Needs:
+def needs_of(route: Route, name: str, body: bytes, *, is_repeatable: bool) -> Needs:
     """`is_repeatable`: asking twice does no harm at the upstream."""
     return Needs(
         route=name,
@@ -70,7 +71,6 @@ def needs_of(route: Route, name: str, body: bytes, is_stream: bool, is_repeatabl
         priority=route.priority,
         is_nearest_first=route.order == "nearest",
         is_repeatable=is_repeatable,
-        is_stream=is_stream,
         prompt=body,
         fit=fit_model,
     )

@@ -236,7 +236,9 @@ class Server:
                 pass_key=not self._admission.replaces_keys,
                 switches=switches,
             ),
-            needs_of(route, outcome.route, body if isinstance(body, bytes) else b"", False, is_safe),
+            needs_of(route, outcome.route, body if isinstance(body, bytes) else b"", is_repeatable=is_safe)._replace(
+                model=model
+            ),
         )
         try:
             outcome.fwd_status, outcome.backend = reply.status, reply.backend

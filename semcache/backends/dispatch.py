@@ -23,20 +23,24 @@ from typing import Any, NamedTuple
 from semcache.backends.backoff import pause_s
 from semcache.backends.balance import Asked, rank
 from semcache.backends.budget import Budget
+from semcache.backends.checks import Checks, check_over_http
 from semcache.backends.fetch import Fetcher, Reply, UpstreamRequest
 from semcache.backends.health import choose
 from semcache.backends.hedging import race
+from semcache.backends.model_lists import ModelLists
 from semcache.backends.prefix import chain
 from semcache.backends.rate_headers import rest_s
 from semcache.backends.routing import BYTES_PER_TOKEN, Option, Way
 from semcache.backends.state import BackendState
 from semcache.backends.target import Target, targets_of
 from semcache.backends.waiting import Priority, Turn, WaitingRoom
-from semcache.config import Hedge, Pool, Retry
+from semcache.config import Hedge, Pool, Retry, Route
 from semcache.errors import Overloaded, UpstreamError
 
 OVERLOAD_STATUSES = frozenset({429, 503, 529})  # it refused, and did nothing
 FAILURE_STATUSES = frozenset({500, 502, 503, 504, 529})
+GONE_S = 60.0  # a pool that a reload has taken away serves requests that were planned before, as long as this
+CHECK_S = 2.0  # between checks, where the settings leave it to us
 FAILOVER_STATUSES = FAILURE_STATUSES | OVERLOAD_STATUSES
 
 _BELIEVED = (True, False)  # who is asked first: those that look well; then, in panic, also those that do not
@@ -51,6 +55,7 @@ class Needs(NamedTuple):
     priority: Priority = "interactive"
     is_nearest_first: bool = False
     is_repeatable: bool = True  # asking twice does no harm at the upstream
+    model: str | None = None  # as the caller names it; None: no model is
     is_stream: bool = False
     prompt: bytes = b""  # as it is sent; its beginning says which KV cache may know it
     fit: Callable[[UpstreamRequest, Target], UpstreamRequest] = lambda request, target: request  # for a backend's model
@@ -122,10 +127,25 @@ class _Place(NamedTuple):
 
 
 class _PoolState:
-    def __init__(self, settings: Pool) -> None:
+    def __init__(self, name: str, settings: Pool, before: _PoolState | None = None) -> None:
+        """`before`: what it was until now; what is known of backends lives on where they are the same."""
         self.settings = settings
         self.states: dict[str, BackendState] = {}  # by the target's name
+        self.former: dict[str, BackendState] = {}  # those of before, for requests that were planned then
         self.room = WaitingRoom(settings.queue)
+        known = {}
+        if before is not None:
+            self.former = before.states
+            known = {_identity(state.target, state.settings): state for state in before.states.values()}
+            if before.settings.queue == settings.queue:
+                self.room = before.room
+        for target in targets_of(name, settings):
+            state = known.pop(_identity(target, settings), None) or BackendState(target, settings)
+            state.adopt(target, settings)
+            self.states[target.name] = state
+
+    def find(self, target: Target) -> BackendState | None:
+        return self.states.get(target.name) or self.former.get(target.name)
 
 
 class Dispatcher:
@@ -133,6 +153,7 @@ class Dispatcher:
         self,
         pools: Mapping[str, Pool],
         fetcher: Fetcher,
+        routes: Sequence[Route] = (),
         clock: Callable[[], float] = monotonic,
         wall: Callable[[], float] = time,
         chance: Random | None = None,
@@ -145,6 +166,10 @@ class Dispatcher:
         self._chance = chance or Random()
         self._sleep = sleep
         self._pools: dict[str, _PoolState] = {}
+        self._gone: dict[str, tuple[_PoolState, float]] = {}  # pool, until when
+        self._checks = Checks(self._check, answered=self._answered, lost=self._lost, clock=clock)
+        self._lists = ModelLists(fetcher)
+        self._asking: asyncio.Task[None] | None = None
         self._retries: dict[str, Budget] = {}
         self._hedges: dict[str, Budget] = {}
         self.requests = 0
@@ -153,30 +178,40 @@ class Dispatcher:
         self.overflows = 0
         self.over_budget = 0
         self.refused = 0
-        self.adopt(pools)
+        self.adopt(pools, routes)
 
-    def adopt(self, pools: Mapping[str, Pool]) -> None:
+    def start(self) -> None:
+        """Begin to ask the backends whether they are well, and which models they serve. The fetcher has started."""
+        self._checks.start()
+        self._asking = asyncio.create_task(self._lists.run())
+
+    async def stop(self) -> None:
+        await self._checks.stop()
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.gather(self._asking, return_exceptions=True)
+
+    def adopt(self, pools: Mapping[str, Pool], routes: Sequence[Route] = ()) -> None:
         """Take new settings at once. What is known of a backend lives on where nothing that it depends on has changed;
         requests under way end where they are."""
-        old = self._pools
-        self._pools = {}
+        old, self._pools = self._pools, {}
         self._retries.clear()
         self._hedges.clear()
         for name, settings in pools.items():
-            before = old.get(name)
-            states = before.states.values() if before is not None else ()
-            known = {_identity(state.target, state.settings): state for state in states}
-            pool = _PoolState(settings)
-            if before is not None and before.settings.queue == settings.queue:
-                pool.room = before.room
-            for target in targets_of(name, settings):
-                state = known.pop(_identity(target, settings), None)
-                if state is None:
-                    state = BackendState(target, settings)
-                else:
-                    state.adopt(target, settings)
-                pool.states[target.name] = state
-            self._pools[name] = pool
+            self._pools[name] = _PoolState(name, settings, old.get(name))
+        now = self._clock()
+        gone = {name: (pool, now + GONE_S) for name, pool in old.items() if name not in pools}
+        self._gone = {**{name: kept for name, kept in self._gone.items() if kept[1] > now}, **gone}
+        states = [state for pool in self._pools.values() for state in pool.states.values()]
+        self._checks.adopt({state: _interval_s(state, routes) for state in states})
+        self._lists.watch(state.target for state in states)
+
+    def _has(self, name: str) -> bool:
+        return name in self._pools or name in self._gone
+
+    def _pool(self, name: str) -> _PoolState:
+        """Also one that a reload has taken away a moment ago: requests that were planned before it are under way."""
+        return self._pools.get(name) or self._gone[name][0]
 
     def give_up(self, name: str) -> None:
         """A backend does not answer its checks: requests that wait for their first byte there go to the next one."""
@@ -192,7 +227,7 @@ class Dispatcher:
         it; UpstreamError of the backend that was tried last.
         """
         self.requests += 1
-        call = _Call(way, request, needs, len(needs.prompt) // BYTES_PER_TOKEN)
+        call = _Call(self._lists.narrow(way, needs.model), request, needs, len(needs.prompt) // BYTES_PER_TOKEN)
         budget = self._budget(self._retries, needs.route, needs.retry.budget)
         budget.asked(self._clock())
         found = await self._ask(call, await self._place(call))
@@ -221,6 +256,7 @@ class Dispatcher:
             "overflows": self.overflows,
             "over_budget": self.over_budget,
             "refused": self.refused,
+            **{f"checks_{name}": count for name, count in self._checks.stats().items()},
         }
 
     def pools(self) -> Mapping[str, Mapping[str, object]]:
@@ -234,6 +270,23 @@ class Dispatcher:
             for name, pool in self._pools.items()
         }
 
+    # Whether they are there
+
+    async def _check(self, state: BackendState) -> bool:
+        health = state.settings.health
+        return await check_over_http(self._fetcher, state.target, health.path, health.timeout)
+
+    def _answered(self, state: BackendState, took_s: float) -> None:
+        state.round_trip.observe(took_s, self._clock())
+        if state.is_lost:  # it has been started again: its KV cache is empty, and perhaps it has other models
+            state.is_lost = False
+            state.prefixes.forget()
+            self._lists.returned(state.target.name)
+
+    def _lost(self, state: BackendState) -> None:
+        state.is_lost = True
+        state.give_up()
+
     # Who is asked
 
     def _pick(self, call: _Call, turn: Turn | None = None) -> _Place | None:
@@ -245,7 +298,7 @@ class Dispatcher:
         options = self._in_order(call, now)
         for believed in _BELIEVED:
             for number, option in enumerate(options):
-                pool = self._pools[option.pool]
+                pool = self._pool(option.pool)
                 if not pool.room.may_pass(call.needs.priority, turn):
                     continue
                 free = [state for state in self._able(call, option, believed, now) if state.has_room()]
@@ -277,7 +330,7 @@ class Dispatcher:
         ]
         refusal: Overloaded | None = None
         for number, option in enumerate(full):
-            pool = self._pools[option.pool]
+            pool = self._pool(option.pool)
             limit = pool.settings.overflow.queue
             is_last = number + 1 == len(full)  # then its queue is where to wait, however long it is
             if turn is None and not is_last and (limit is None or pool.room.waiting >= limit):
@@ -294,11 +347,8 @@ class Dispatcher:
 
     def _able(self, call: _Call, option: Option, believed: bool, now: float) -> Sequence[BackendState]:
         """Backends of an option that may be asked now, with or without room. `believed`: only those that look well."""
-        pool = self._pools.get(option.pool)
-        if pool is None:  # gone with a reload, after this request was planned
-            return ()
-        wall = self._wall()
-        known = (pool.states.get(target.name) for target in option.targets if target.name not in call.tried)
+        pool, wall = self._pool(option.pool), self._wall()
+        known = (pool.find(target) for target in option.targets if target.name not in call.tried)
         states = [state for state in known if state is not None and state.is_on_duty(wall)]
         if believed:
             return [state for state in states if state.vitals.may_take(now)]
@@ -318,13 +368,13 @@ class Dispatcher:
         return all(ttft_s is not None and ttft_s > limit_s for ttft_s in expected)
 
     def _in_order(self, call: _Call, now: float) -> Sequence[Option]:
-        options = [option for option in call.way.options if option.pool in self._pools]
+        options = [option for option in call.way.options if self._has(option.pool)]
         if not call.needs.is_nearest_first or len(options) < 2:
             return options
 
         def distance_s(option: Option) -> float:
             """Of the nearest backend; what has not been measured comes last."""
-            states = self._pools[option.pool].states.values()
+            states = self._pool(option.pool).states.values()
             return min((s.round_trip.value(now) or float("inf") for s in states), default=float("inf"))
 
         return sorted(options, key=distance_s)  # stable: equals stay as they are written
@@ -334,8 +384,8 @@ class Dispatcher:
         rests = [
             state.vitals.rests_until(now) - now
             for option in call.way.options
-            if option.pool in self._pools
-            for state in self._pools[option.pool].states.values()
+            if self._has(option.pool)
+            for state in self._pool(option.pool).states.values()
             if state.vitals.rests_until(now) > now
         ]
         return Overloaded("no backend takes requests now", retry_after_s=min(rests, default=1.0))
@@ -380,6 +430,7 @@ class Dispatcher:
             now = self._clock()
             vitals.failed(now, spell)
             state.failures += 1
+            self._checks.look_now(state)
             if error.status == 504:
                 state.limit.dropped(now)
             self._give_back(state, call.tokens)
@@ -437,9 +488,8 @@ class Dispatcher:
 
     def _give_back(self, state: BackendState, tokens: int) -> None:
         state.finish(tokens)
-        pool = self._pools.get(state.target.pool)
-        if pool is not None:
-            pool.room.wake()
+        if self._has(state.target.pool):
+            self._pool(state.target.pool).room.wake()
 
     # Whether to go on
 
@@ -457,6 +507,17 @@ class Dispatcher:
         if budget is None:
             budget = budgets[route] = Budget(share)
         return budget
+
+
+def _interval_s(state: BackendState, routes: Sequence[Route]) -> float:
+    """Between active checks. Where it is not said, only those are checked that a request could go past."""
+    said = state.settings.health.interval
+    if said is not None:
+        return said
+    name = state.target.pool
+    ways = [*(route.pools for route in routes), *(arm.pools for route in routes for arm in route.split)]
+    has_other = any(len(choices) > 1 and name in (choice.pool for choice in choices) for choices in ways)
+    return CHECK_S if has_other or len(tuple(targets_of(name, state.settings))) > 1 else 0.0
 
 
 def _identity(target: Target, pool: Pool) -> tuple[object, ...]:

@@ -26,6 +26,7 @@ class BackendState:
         "_pending",
         "failures",
         "in_flight",
+        "is_lost",
         "limit",
         "prefixes",
         "requests",
@@ -48,6 +49,7 @@ class BackendState:
         self.tokens = 0  # of their prompts, estimated
         self.requests = 0
         self.failures = 0
+        self.is_lost = False  # its checks have failed, and it has not answered one since
         self._pending: set[asyncio.Timeout] = set()
         self.adopt(target, pool)
 
