@@ -9,7 +9,7 @@ from random import Random
 from typing import get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from semcache.backends.balance import Asked, Balance, queue, rank
@@ -86,6 +86,7 @@ def test_all_backends_are_ranked_once_and_none_is_changed(
 
 @pytest.mark.parametrize("balance", BALANCES)
 @given(loads=st.lists(BACKENDS, max_size=8), seed=st.integers())
+@example(loads=[Backend(allowed=0, seconds=0), Backend()], seed=1)  # no time at all, times no end of a queue
 def test_a_backend_that_may_get_nothing_yet_comes_after_all_that_may(
     balance: Balance, loads: list[Backend], seed: int
 ) -> None:

@@ -114,16 +114,14 @@ def _by_prefix(loads: Sequence[L], asked: Asked, settings: Prefix, now: float, c
     if not asked.chunks or chance.random() < settings.explore:
         return _by_load(loads, asked, settings, now, chance)
     capacities = [_capacity(load, now) for load in loads]
-    least = min(
-        (load.in_flight / capacity for load, capacity in zip(loads, capacities, strict=True) if capacity), default=0
-    )
+    fills = [load.in_flight / capacity for load, capacity in zip(loads, capacities, strict=True) if capacity]
+    least = min(fills, default=0.0)
     costs = []
     for load, capacity in zip(loads, capacities, strict=True):
         even = least * capacity  # what it would have in flight, were it as full as the least loaded one
-        has_too_much = load.in_flight > max(even + settings.imbalance, even * settings.imbalance_ratio)
-        costs.append(
-            (not capacity, has_too_much, -load.prefixes.match(asked.chunks), _fill(load, asked, now)),
-        )
+        surplus = load.in_flight - even
+        has_too_much = surplus > settings.imbalance and surplus > even * (settings.imbalance_ratio - 1)
+        costs.append((not capacity, has_too_much, -load.prefixes.match(asked.chunks), _fill(load, asked, now)))
     return _in_order(loads, costs, chance)
 
 
@@ -147,10 +145,12 @@ def _fill(load: Load, asked: Asked, now: float) -> float:
 def _wait(load: Load, asked: Asked, now: float) -> float:
     """How long the first token is expected to take there; nothing for a backend that was never tried."""
     fill = _fill(load, asked, now)
+    if fill == inf:
+        return inf
     ttft_s = load.ttft_s(now)
-    if ttft_s is not None or fill == inf:
-        return fill if ttft_s is None else ttft_s * fill
-    return _UNKNOWN_S * fill if load.in_flight else 0.0
+    if ttft_s is None:
+        return _UNKNOWN_S * fill if load.in_flight else 0.0
+    return ttft_s * fill
 
 
 def _in_order(loads: Sequence[L], costs: Iterable[tuple[Any, ...]], chance: Random) -> Iterator[L]:

@@ -8,7 +8,6 @@ its own size, which drops the end of a prompt before its beginning, as they do.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import OrderedDict
 
 # Of one prompt: 1 MB in chunks of 512 bytes, longer than nearly all models can read. What comes after tells two prompts
@@ -44,10 +43,16 @@ class PrefixMap:
     def match(self, chunks: tuple[int, ...]) -> int:
         """How many leading chunks are known."""
         known = self._chunks
-        if not chunks or chunks[0] not in known:
-            return 0
         # As known chunks have no gap before them, a binary search finds where they end.
-        return bisect_left(chunks, True, lo=1, key=lambda chunk: chunk not in known)
+        least, most = 0, len(chunks)
+        place = 0  # most backends do not know even the first
+        while least < most:
+            if chunks[place] in known:
+                least = place + 1
+            else:
+                most = place
+            place = (least + most) // 2
+        return least
 
     def insert(self, chunks: tuple[int, ...]) -> None:
         """A prompt was sent there: it will have been read by the time another could use it."""
