@@ -19,7 +19,7 @@ ARGS ?=
 
 .PHONY: help
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(INSTALLED)  ## the virtual environment in .venv, with pinned versions
@@ -62,6 +62,11 @@ lint: $(INSTALLED)  ## style and types only
 .PHONY: bench
 bench: $(INSTALLED) tools model  ## ratios to the bare limits of this machine, some minutes
 	@$(BIN)/python -m loadtests.bench $(ARGS)
+
+.PHONY: bench-routing
+bench-routing: DATA ?= $(wildcard ../shared/data)
+bench-routing: $(INSTALLED)  ## how well backends are chosen, on a simulated clock: a minute (DATA=folder with a recorded hour)
+	@$(BIN)/python -m loadtests.bench_routing $(if $(DATA),--data $(DATA)) $(ARGS)
 
 .PHONY: loadtest
 loadtest: $(INSTALLED) model  ## a one-minute load test against `semcache simulate`, report as JSON and HTML
