@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -337,8 +337,7 @@ async def test_checks_have_connections_of_their_own() -> None:
     """Where requests hold every connection that a backend may have, it is busy and not dead."""
     async with ScriptedUpstream([[Expect(), Wait(asyncio.Event())], [Expect(), answer()]]) as upstream:
         async with fetching() as fetcher:
-            backend = Backend(url=f"http://127.0.0.1:{upstream.port}/v1", proxy="none")
-            target = next(iter(targets_of("gpu", Pool(backends=(backend,), max_connections=1))))
+            target = replace(at(upstream.port), max_connections=1)
             stuck = asyncio.ensure_future(fetcher.fetch([target], UpstreamRequest("POST", "/v1/chat/completions", {})))
             await until(lambda: len(upstream.requests) == 1)
             assert await check_over_http(fetcher, target, None, 5.0)

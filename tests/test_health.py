@@ -235,7 +235,7 @@ def test_a_breaker_that_closes_starts_slowly_too_and_slow_start_may_be_off() -> 
 
 
 def test_a_half_open_backend_is_ranked_as_if_nothing_were_wrong_or_nobody_would_try_it() -> None:
-    """Behind two backends with four requests each, a tenth of a share was never chosen: it stayed half-open for good."""
+    """Beside two backends with four requests each, a tenth of a share was never chosen: it stayed half-open."""
     backend = vitals()
     fail(backend, 5)
     assert backend.may_take(30.0)
