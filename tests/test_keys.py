@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import multiprocessing
 import os
 import sqlite3
 import stat
+import tempfile
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from semcache.access.key_file import KeyFile, KeyFileFault
 from semcache.access.keyring import PATIENCE_S, Keyring
@@ -494,3 +497,75 @@ async def test_a_read_that_hangs_makes_nothing_look_fresh(bench: Bench) -> None:
         ring.find(made.text)
     assert caught.value.status == 503
     file.close()
+
+
+class KeyLife(RuleBasedStateMachine):
+    """Whatever is done to keys in whatever order, exactly those texts work that should."""
+
+    ids = Bundle("ids")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.bench = Bench(Path(self.folder.name) / "keys.db")
+        self.bench.file.close()  # the keyring opens it on its own thread
+        self.runner = asyncio.Runner()
+        self.ends: dict[str, float] = {}  # by text: unix seconds
+        self.expires: dict[str, float] = {}  # by id
+        self.revoked: set[str] = set()
+
+    @rule(target=ids, expires=st.sampled_from([None, 50.0, 200.0]))
+    def create(self, expires: float | None) -> str:
+        made = self.bench.smith.create(NewKey(tenant="bank", expires=expires))
+        self.ends[made.text] = math.inf
+        self.expires[made.key.id] = math.inf if expires is None else self.bench.clock() + expires
+        return made.key.id
+
+    @rule(key_id=ids, overlap_s=st.sampled_from([0.0, 30.0, 100.0]))
+    def rotate(self, key_id: str, overlap_s: float) -> None:
+        now = self.bench.clock()
+        if key_id in self.revoked or now >= self.expires[key_id]:
+            with pytest.raises(ClientError):
+                self.bench.smith.rotate(key_id, overlap_s)
+            return
+        for text in self.ends:
+            if read_id(text) == key_id:
+                self.ends[text] = min(self.ends[text], now + overlap_s)
+        self.ends[self.bench.smith.rotate(key_id, overlap_s).text] = math.inf
+
+    @rule(key_id=ids)
+    def revoke(self, key_id: str) -> None:
+        self.bench.smith.revoke(key_id)
+        self.revoked.add(key_id)
+
+    @rule(key_id=ids, expires=st.sampled_from([None, 40.0]))
+    def update(self, key_id: str, expires: float | None) -> None:
+        self.bench.smith.update(key_id, KeyChange(expires=expires))
+        self.expires[key_id] = math.inf if expires is None else self.bench.clock() + expires
+
+    @rule(seconds=st.sampled_from([1.0, 29.0, 60.0]))
+    def wait(self, seconds: float) -> None:
+        self.bench.clock.advance(seconds)
+
+    @invariant()
+    def just_those_work_that_should(self) -> None:
+        self.runner.run(self.bench.ring.refresh())
+        now = self.bench.clock()
+        for text, end in self.ends.items():
+            key_id = read_id(text)
+            should = key_id not in self.revoked and now < min(end, self.expires[key_id])
+            try:
+                until = self.bench.ring.find(text)[1]
+            except ClientError:
+                until = -math.inf
+            assert (until > now) == should
+            assert until <= min(end, self.expires[key_id])
+
+    def teardown(self) -> None:
+        self.runner.close()
+        self.bench.file.close()
+        self.folder.cleanup()
+
+
+KeyLife.TestCase.settings = settings(max_examples=20, stateful_step_count=15, deadline=None)
+TestKeyLife = KeyLife.TestCase

@@ -39,7 +39,7 @@ class Doors:
             self.keyring = Keyring(file, config.keys.refresh, clock, now)
             self.locksmith = Locksmith(file, tenants, clock, self._record_on_the_loop)
         if config.jwt is not None:
-            # Brings cryptography with it: 10 MB, and a good part of a second on a cold disk.
+            # Brings cryptography with it: 10 MB, and 30 ms or, from a cold disk, a second.
             from semcache.access.key_set import KeySet
             from semcache.access.tokens import Tokens
 

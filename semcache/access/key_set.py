@@ -88,6 +88,7 @@ class KeySet:
             if not self._is_remote:
                 raise StartError(f"jwt.jwks: {exc.message}") from exc
             self.faults += 1
+            self._tried_at = float("-inf")  # the first token has it asked again at once
             log.error("jwt.jwks: %s; until it comes no token can be checked", exc.message)
         self._following = asyncio.create_task(self._follow())
 
@@ -133,7 +134,7 @@ class KeySet:
     async def _follow(self) -> None:
         """Renew, every `refresh_s`, and sooner after a fault."""
         while True:
-            is_fresh = self._renewed_at >= self._tried_at
+            is_fresh = bool(self._keys) and self._renewed_at >= self._tried_at
             await self._pause(self._refresh_s if is_fresh else min(AGAIN_S, self._refresh_s))
             try:
                 await self.renew()
