@@ -273,3 +273,17 @@ async def test_a_server_that_is_to_die_does_so_without_a_word(tmp_path: Path) ->
         assert await asyncio.to_thread(child.wait) == -signal.SIGKILL
     finally:
         child.stop()
+
+
+async def test_a_router_is_told_the_tokens_of_a_prompt() -> None:
+    body = chat("Where is it?")
+    async with Simulator() as backend, aiohttp.ClientSession() as session:
+        async with session.post(f"{backend.root}/tokenize", json=body) as reply:
+            told = await reply.json()
+        async with session.post(f"{backend.url}/chat/completions/render", json=body) as reply:
+            assert (await reply.json())["token_ids"] == told["tokens"]
+        other = {**body, "messages": [body["messages"][0], {"role": "user", "content": "Who has it?"}]}
+        async with session.post(f"{backend.root}/tokenize", json=other) as reply:
+            others = (await reply.json())["tokens"]
+    assert told["count"] == len(told["tokens"]) == count_prompt(body)
+    assert _shared(told["tokens"], others) == count_prompt({"messages": body["messages"][:1]}) + 3

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from semcache.simulate import answers, messages, ollama, openai, responses
+from semcache.simulate import answers, messages, ollama, openai, responses, vllm
 from semcache.simulate.forms import (
     ANTHROPIC,
     AZURE,
@@ -64,6 +64,8 @@ _EMBEDDINGS = Telling(openai.EmbeddingsRequest, openai.embeddings_json)
 
 ENDPOINTS: Mapping[tuple[str, str], Endpoint] = {
     ("POST", "/v1/chat/completions"): _CHAT,
+    ("POST", "/v1/chat/completions/render"): Telling(openai.ChatRequest, vllm.render_json),
+    ("POST", "/tokenize"): Telling(vllm.TokenizeRequest, vllm.tokenize_json),
     ("POST", "/v1/completions"): _COMPLETIONS,
     ("POST", "/v1/responses"): _RESPONSES,
     ("POST", "/v1/embeddings"): _EMBEDDINGS,
