@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from semcache.backends.balance import Asked, Balance, queue, rank
+from semcache.backends.balance import Asked, Balance, expected_s, queue, rank
 from semcache.backends.prefix import PrefixMap
 from semcache.config import Pool, Prefix
 
@@ -166,6 +166,12 @@ def test_a_backend_nobody_has_tried_is_tried_once() -> None:
 def test_a_burst_at_the_start_is_spread_over_backends_nobody_knows() -> None:
     loads = [Backend("one", seconds=None, in_flight=3), Backend("other", seconds=None, in_flight=2)]
     assert ranked("latency", loads)[0].name == "other"
+
+
+def test_the_first_token_is_expected_after_the_queue_and_the_prompt() -> None:
+    load = Backend(seconds=0.5, in_flight=1, tokens=2000)
+    assert expected_s(load, Asked(4000), 0.0) == pytest.approx(0.5 * (2 + 6))
+    assert expected_s(Backend(seconds=None), Asked(4000), 0.0) is None
 
 
 # prefix

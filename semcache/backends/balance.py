@@ -70,6 +70,12 @@ def rank(
     return _ORDERS[balance](loads, asked, settings, now, chance)
 
 
+def expected_s(load: Load, asked: Asked, now: float) -> float | None:
+    """When the first token is expected there; None: nothing is known yet."""
+    ttft_s = load.ttft_s(now)
+    return None if ttft_s is None else ttft_s * queue(load.in_flight + 1, load.tokens + asked.prompt_tokens)
+
+
 def _by_load(loads: Sequence[L], asked: Asked, _: Prefix, now: float, chance: Random) -> Iterator[L]:
     """What would be under way there with this request, for each unit of its weight."""
     return _in_order(loads, [(_fill(load, asked, now),) for load in loads], chance)
@@ -143,14 +149,14 @@ def _fill(load: Load, asked: Asked, now: float) -> float:
 
 
 def _wait(load: Load, asked: Asked, now: float) -> float:
-    """How long the first token is expected to take there; nothing for a backend that was never tried."""
-    fill = _fill(load, asked, now)
-    if fill == inf:
+    """As long as the first token is expected to take, for each unit of weight; nothing where nobody has tried yet."""
+    capacity = _capacity(load, now)
+    if not capacity:
         return inf
-    ttft_s = load.ttft_s(now)
-    if ttft_s is None:
-        return _UNKNOWN_S * fill if load.in_flight else 0.0
-    return ttft_s * fill
+    wait_s = expected_s(load, asked, now)
+    if wait_s is None:
+        wait_s = _UNKNOWN_S * load.in_flight
+    return wait_s / capacity
 
 
 def _in_order(loads: Sequence[L], costs: Iterable[tuple[Any, ...]], chance: Random) -> Iterator[L]:
