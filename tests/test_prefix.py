@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from semcache.backends.prefix import MOST_CHUNKS, PrefixMap, chain
+from semcache.backends.prefix import MOST_CHUNKS, PrefixMap, chain, prompt_of
 
 
 @given(st.binary(max_size=200), st.binary(max_size=50), st.integers(1, 20))
@@ -37,6 +37,25 @@ def test_hashes_have_64_bits() -> None:
 
 def test_a_huge_prompt_has_a_bounded_number_of_chunks() -> None:
     assert len(chain(bytes(40_000), 16)) == MOST_CHUNKS
+
+
+def shared(one: bytes, other: bytes, models: tuple[str, str] = ("m", "m")) -> int:
+    known = PrefixMap(1000)
+    known.insert(chain(prompt_of(one, models[0]), 16))
+    return known.match(chain(prompt_of(other, models[1]), 16))
+
+
+def test_the_next_turn_of_a_conversation_begins_as_the_last_one_did() -> None:
+    turn = b'{"role": "user", "content": "' + b"How do trees drink? " * 10 + b'"}'
+    first = b'{"model": "m", "user": "ann", "temperature": 0.2, "messages": [' + turn + b"]}"
+    second = b'{"model": "m", "temperature": 0.7, "messages": [' + turn + b', {"role": "assistant"'
+    assert shared(first, second) >= len(turn) // 16
+    assert shared(first, second, ("m", "another")) == 0, "each model has KV blocks of its own"
+
+
+def test_a_body_of_no_known_form_is_hashed_from_its_beginning() -> None:
+    assert shared(b"plain text " * 10, b"plain text " * 20) == 112 // 16
+    assert prompt_of(b"", None) == b"\0"
 
 
 def test_a_prompt_is_known_as_far_as_it_agrees() -> None:

@@ -8,11 +8,23 @@ its own size, which drops the end of a prompt before its beginning, as they do.
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 
 # Of one prompt: 1 MB in chunks of 512 bytes, longer than nearly all models can read. What comes after tells two prompts
 # apart that agree for so long, which no choice of a backend needs.
 MOST_CHUNKS = 2048
+
+
+# Where the part of a JSON body begins that a model reads. What may stand before it (temperature, user, metadata) differs
+# between requests whose prompts begin alike.
+_READ = re.compile(rb'"(?:messages|system|instructions|tools|input|prompt)"\s*:')
+
+
+def prompt_of(body: bytes, model: str | None) -> bytes:
+    """What to hash of a request: its model, for each has KV blocks of its own, and the body from where it is read."""
+    found = _READ.search(body)
+    return (model or "").encode() + b"\0" + (body[found.start() :] if found else body)
 
 
 def chain(prompt: bytes, chunk: int) -> tuple[int, ...]:
