@@ -46,12 +46,16 @@ serve: $(INSTALLED) model  ## start the proxy (UPSTREAM=http://127.0.0.1:8000/v1
 	@$(BIN)/semcache serve $(if $(UPSTREAM),--upstream $(UPSTREAM)) $(ARGS)
 
 .PHONY: test
-test: lint model $(if $(CI),test-clients)  ## the whole suite: lint, types, tests (ARGS="-k purge": some of the tests)
+test: lint model $(if $(CI),test-clients test-models)  ## the whole suite: lint, types, tests (ARGS="-k purge": some of the tests)
 	@$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: test-clients
 test-clients: $(INSTALLED) model  ## the clients people use, each in its own environment (CLIENTS="openai-node -v": one)
 	@$(BIN)/python -m tests.e2e.run $(CLIENTS)
+
+.PHONY: test-models
+test-models: $(INSTALLED)  ## two real model servers behind the proxy, one killed, one frozen: some minutes
+	@SEMCACHE_MODEL_SERVERS=1 $(BIN)/python -m pytest tests/test_model_servers.py -s $(ARGS)
 
 .PHONY: lint
 lint: $(INSTALLED)  ## style and types only

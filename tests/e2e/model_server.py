@@ -24,6 +24,7 @@ MODEL = "tiny-llama"
 VOCABULARY = 512
 ENDING = 12  # every so many tokens one ends the answer
 LEAST = 16  # tokens before one may
+RUNNING = r"running on (http://[0-9.:]+)"  # what the server prints once it listens
 
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{% endfor %}"
@@ -78,6 +79,15 @@ def make_model(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
+def command(folder: Path, packages: Path, port: int = 0, threads: int = 0) -> list[str]:
+    """What serves the model that is in `folder`. `packages`: what it needs more. `threads` 0: its own choice."""
+    path = f"{packages}:{os.environ['PYTHONPATH']}" if os.environ.get("PYTHONPATH") else str(packages)
+    settings = [f"PYTHONPATH={path}", "HF_HUB_OFFLINE=1", "TRANSFORMERS_OFFLINE=1"]
+    settings += [f"OMP_NUM_THREADS={threads}"] if threads else []
+    serve = [sys.executable, "-m", "transformers.cli.transformers", "serve", MODEL]
+    return ["env", "-C", str(folder), *settings, *serve, "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
+
+
 async def run(client: catalog.Client, packages: Path) -> rig.Result:
     """Serve the model, ask it through the proxy with the openai SDK, and judge. `packages`: what the server needs more.
 
@@ -86,15 +96,9 @@ async def run(client: catalog.Client, packages: Path) -> rig.Result:
     with tempfile.TemporaryDirectory(prefix="semcache-e2e-") as name:
         folder = Path(name)
         await asyncio.to_thread(make_model, folder / MODEL)
-        path = f"{packages}:{os.environ['PYTHONPATH']}" if os.environ.get("PYTHONPATH") else str(packages)
-        settings = [f"PYTHONPATH={path}", "HF_HUB_OFFLINE=1", "TRANSFORMERS_OFFLINE=1"]
-        serve = [sys.executable, "-m", "transformers.cli.transformers", "serve", MODEL]
-        server = Child(
-            ["env", "-C", name, *settings, *serve, "--host", "127.0.0.1", "--port", "0", "--device", "cpu"],
-            folder / "server.log",
-        )
+        server = Child(command(folder, packages), folder / "server.log")
         try:
-            found = await asyncio.to_thread(server.wait_for_line, r"running on (http://[0-9.:]+)")
+            found = await asyncio.to_thread(server.wait_for_line, RUNNING)
             async with rig.running_proxy(folder, found[1], stream_done=False) as proxy:
                 program = [
                     "env",
