@@ -60,7 +60,7 @@ def draw(played: Run, names: Sequence[str]) -> dict[str, Any]:
                 "encoding": {"x": {**x, "field": "from"}, "x2": {"field": "to"}},
             },
             {
-                "mark": {"type": "text", "align": "left", "dx": 5, "dy": 10, "color": "#667085"},
+                "mark": {"type": "text", "align": "left", "dy": -7, "color": "#667085"},
                 "encoding": {"x": {**x, "field": "from"}, "y": {"value": 0}, "text": {"field": "told"}},
             },
         ],
