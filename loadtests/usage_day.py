@@ -19,7 +19,8 @@ from typing import Any
 from semcache.access.quota import Quotas
 from semcache.config import Price
 from semcache.types import Outcome, Usage, Verdict
-from semcache.usage import Fetched, Ledger, Purpose, load_prices
+from semcache.usage import Fetched, Ledger, PriceList, Purpose, load_prices
+from semcache.usage import Price as UsagePrice
 from semcache.usage.flushing import Flushing
 from semcache.usage.rollups import UsageFile
 
@@ -39,6 +40,7 @@ class Day:
         self.embedded_s = 0.0
         self.ledger = Ledger(
             load_prices(),
+            backend_prices=PriceList(prices=(UsagePrice(models=("llama-*",), **GPU_PRICE.model_dump()),)),
             bills_by_fetch=True,
             embedder_seconds=lambda: self.embedded_s,
             usd_per_cpu_hour=0.04,

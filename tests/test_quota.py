@@ -159,6 +159,18 @@ def test_what_nobody_asked_for_is_charged_to_whom_it_was_done_for() -> None:
     refused(quotas, NOW, usd_per_day=1)
 
 
+def test_who_has_nothing_left_to_spend_may_still_have_what_the_cache_has() -> None:
+    quotas = Quotas()
+    subjects = [("tenant shop", Limits(usd_per_day=1, requests_per_day=3))]
+    quotas.charge(subjects, Usage(1, 1), NANO, NOW)
+    for _ in range(3):
+        reservation = quotas.reserve(subjects, 10, NOW, may_be_free=True)
+        assert reservation.unpaid is not None and reservation.unpaid.code == "insufficient_quota"
+        quotas.settle(reservation, None, None, NOW)
+    with pytest.raises(ClientError, match="3 requests a day"):
+        quotas.reserve(subjects, 10, NOW, may_be_free=True)
+
+
 # Several limits at once
 
 

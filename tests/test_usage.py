@@ -9,7 +9,7 @@ import pytest
 
 from semcache import config
 from semcache.types import Outcome, Usage, Verdict
-from semcache.usage import MAX_MODELS, OTHER, Fetched, Ledger, Price, PriceList, Purpose, Source, Spent
+from semcache.usage import MAX_MODELS, OTHER, Fetched, Ledger, Price, PriceList, Purpose, Source, Spent, prices_of
 from semcache.usage.ledger import MAX_NAMES, MAX_WAITING, Facets
 from tests.fakes import Clock
 
@@ -141,6 +141,25 @@ def test_a_backends_own_price_is_what_it_bills_and_what_its_replays_avoid() -> N
     ledger.observe(answered(Verdict.HIT, model="llama", completion=0))
     stats = ledger.stats()
     assert (stats["avoided_usd"], stats["unpriced_requests"]) == (0.5, 1)  # the first came before anything was known
+
+
+def test_a_replay_avoids_the_price_of_a_backend_that_names_its_model_before_anything_was_fetched() -> None:
+    pools = config.build(
+        {
+            "pools": {
+                "gpu": {
+                    "backends": [
+                        {"url": "http://a/v1", "models": ["llama*"], "price": {"input": 0.5, "output": 0}},
+                        {"url": "http://b/v1", "price": {"input": 9, "output": 9}},  # of which models nobody says
+                    ]
+                }
+            }
+        }
+    ).pools
+    ledger, _ = a_ledger(backend_prices=prices_of(pools))
+    for model in ("llama", "small"):
+        ledger.observe(answered(Verdict.HIT, model=model, completion=0))
+    assert ledger.stats()["avoided_usd"] == 0.5 + 1
 
 
 def test_a_price_change_counts_from_its_day() -> None:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from semcache.usage.ledger import MAX_MODELS, OTHER, OWN_PURPOSES, Fetched, Ledger, Purpose, Source, Spent
-from semcache.usage.prices import NANO, Price, PriceList, load_prices
+from semcache.usage.prices import NANO, Price, PriceList, load_prices, prices_of
 
 __all__ = [
     "MAX_MODELS",
@@ -22,4 +22,5 @@ __all__ = [
     "Source",
     "Spent",
     "load_prices",
+    "prices_of",
 ]

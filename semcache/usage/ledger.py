@@ -152,15 +152,18 @@ class Ledger:
         self,
         prices: PriceList,
         *,
+        backend_prices: PriceList | None = None,
         bills_by_fetch: bool = False,
         embedder_seconds: Callable[[], float] = lambda: 0.0,
         usd_per_cpu_hour: float = 0.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`bills_by_fetch`: every fetch is told by `fetched`; else a forwarded request stands for the one it needed.
-        `embedder_seconds`: that its threads have computed so far. `clock`: unix seconds.
+        """`backend_prices`: what replays avoid until a fetch tells; see `prices_of`. `bills_by_fetch`: every fetch is
+        told by `fetched`; else a forwarded request stands for the one it needed. `embedder_seconds`: that its threads
+        have computed so far. `clock`: unix seconds.
         """
         self._prices = prices
+        self._backend_prices = backend_prices or PriceList(prices=())
         self._bills_by_fetch = bills_by_fetch
         self._embedder_seconds = embedder_seconds
         self._nano_per_cpu_s = usd_per_cpu_hour / 3600 * NANO
@@ -190,9 +193,13 @@ class Ledger:
         account = self._accounts.get(name)
         price = self._own_prices.get(outcome.model)
         if account is None or account.price is not price:
+            if outcome.model not in self._own_prices:
+                price = self._backend_prices.find(outcome.model)
             # A name becomes a label only once an upstream has answered to it: so nobody can fill the list of names.
             is_answered = usage is not None or outcome.status < 400
             account = self._open(name, Purpose.REQUEST, is_answered, price)
+            if account.facets.model != OTHER:
+                self._own_prices[outcome.model] = price
         account.row.requests += 1
         if usage is None:
             return

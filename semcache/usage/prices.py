@@ -6,7 +6,7 @@ that is not on the list has no price, and nobody guesses one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime
 from fnmatch import fnmatchcase
 from importlib.resources import files
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from semcache.config import Pool
 from semcache.errors import ConfigError
 from semcache.types import Usage
 
@@ -109,6 +110,23 @@ class PriceList(BaseModel):
         """Return today's price of an answer in US dollars; None: this model has no price here."""
         price = self.find(model)
         return None if price is None else rates_of(price).cost_nano(*counted(usage)) / NANO
+
+
+def prices_of(pools: Mapping[str, Pool]) -> PriceList:
+    """Prices of the configuration's own backends, of those that name the models they serve."""
+    return PriceList(
+        prices=tuple(
+            Price(
+                models=tuple(backend.models),
+                input=backend.price.input,
+                output=backend.price.output,
+                cached_input=backend.price.cached_input,
+            )
+            for pool in pools.values()
+            for backend in pool.backends
+            if backend.price is not None and backend.models and not isinstance(backend.models, str)
+        )
+    )
 
 
 def load_prices(own: Path | None = None) -> PriceList:
