@@ -16,8 +16,8 @@ from collections import OrderedDict
 MOST_CHUNKS = 2048
 
 
-# Where the part of a JSON body begins that a model reads. What may stand before it (temperature, user, metadata) differs
-# between requests whose prompts begin alike.
+# Where the part of a JSON body begins that a model reads. What may stand before it (temperature, user, metadata)
+# differs between requests whose prompts begin alike.
 _READ = re.compile(rb'"(?:messages|system|instructions|tools|input|prompt)"\s*:')
 
 
