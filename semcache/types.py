@@ -437,6 +437,7 @@ class Outcome:
     region: str | None = None  # of the backend that answered
     attempts: int = 0  # backends that were asked for it, hedges included; 0: none
     error: str | None = None  # the class of our own error, never request text
+    code: str | None = None  # of our own error, as the caller got it: "region_not_allowed"
     truncated: bool = False  # the client got a visibly cut answer, or left before its end
     question: str | None = None  # filled only where the operator has prompts logged
     flags: tuple[str, ...] = ()  # what guardrails said of it: "injection/override-instructions"

@@ -21,10 +21,12 @@ from hypothesis import strategies as st
 from semcache.audit.chain import BEGINNING, links, read_head, seal
 from semcache.audit.file import AuditFile, archives
 from semcache.audit.log import QUEUE_BYTES, AuditLog, NoAudit, open_audit, record_now
+from semcache.audit.outcomes import events_of
 from semcache.audit.record import Event, render
 from semcache.audit.verify import Report, read_records, verify
 from semcache.config import Audit
 from semcache.errors import SemcacheError, StartError
+from semcache.types import Outcome, Tier, Verdict
 
 NOW = datetime(2026, 3, 1, 12, 30, 15, 250_000, tzinfo=UTC)
 
@@ -289,6 +291,44 @@ def test_what_was_acknowledged_is_there_after_every_kill_9(tmp_path: Path) -> No
     report = holds(path)
     assert report.broken is None and not report.is_cut
     assert set(acknowledged) <= set(of_requests(path))
+
+
+# What of a request belongs in it
+
+
+def an_outcome(**fields: object) -> Outcome:
+    return Outcome("request-1", 0.0, tenant="shop", key="k1", route="faq", **fields)  # type: ignore[arg-type]
+
+
+def test_a_semantic_hit_is_written_down_with_its_decision_and_an_exact_one_is_not() -> None:
+    semantic = an_outcome(verdict=Verdict.HIT, tier=Tier.SEMANTIC, similarity=0.97, entry_id="e1", model="m")
+    ((event, facts),) = events_of(semantic, None)
+    assert event is Event.HIT
+    assert (facts["request_id"], facts["tenant"], facts["key"], facts["route"]) == ("request-1", "shop", "k1", "faq")
+    assert (facts["entry"], facts["similarity"], facts["verdict"]) == ("e1", 0.97, "hit")
+    assert list(events_of(an_outcome(verdict=Verdict.HIT, tier=Tier.EXACT, similarity=1.0), None)) == []
+    assert list(events_of(an_outcome(verdict=Verdict.MISS, similarity=0.8), "what?")) == []
+
+
+def test_refusals_flags_and_feedback_are_events_too() -> None:
+    refused = an_outcome(verdict=Verdict.REFUSED, code="region_not_allowed", status=403)
+    assert [event for event, _ in events_of(refused, None)] == [Event.RESIDENCY_REFUSAL]
+    flagged = an_outcome(verdict=Verdict.MISS, flags=("secrets/jwt",))
+    ((event, facts),) = events_of(flagged, "the question")
+    assert event is Event.GUARDRAIL and facts["flags"] == ("secrets/jwt",) and facts["refused"] is None
+    said = {"entry": "e1", "request": "request-0", "verdict": "wrong", "effect": "quarantined"}
+    ((event, facts),) = events_of(an_outcome(feedback=said), None)
+    assert event is Event.FEEDBACK and (facts["about"], facts["effect"]) == ("request-0", "quarantined")
+
+
+def test_outcomes_of_a_tenant_of_another_region_leave_a_count_alone(tmp_path: Path) -> None:
+    log = a_log(tmp_path / "audit.jsonl", "us")
+    log.start()
+    hit = an_outcome(verdict=Verdict.HIT, tier=Tier.SEMANTIC, entry_id="entry-1", regions=frozenset({"eu"}))
+    log.observe(hit, "where is my parcel?")
+    log.stop()
+    text = (tmp_path / "audit.jsonl").read_text()
+    assert '"withheld":1' in text and not any(word in text for word in ("shop", "entry-1", "parcel", "request-1"))
 
 
 # The log, its thread and its troubles

@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 
 from semcache.audit.chain import BEGINNING, Head
 from semcache.audit.file import AuditFile
+from semcache.audit.outcomes import events_of
 from semcache.audit.record import Event, render, render_withheld
 from semcache.config import Audit
 from semcache.errors import SemcacheError, StartError
+from semcache.types import Outcome
 
 QUEUE_BYTES = 8 * 1024 * 1024  # some 25,000 records: a minute of the most semantic hits that one process serves
 BATCH_S = 0.05  # lines are written this late, together: the disk is waited for once for all of them
@@ -104,6 +106,11 @@ class AuditLog:
         if was_empty:
             self._wake.set()
 
+    def observe(self, outcome: Outcome, question: str | None = None) -> None:
+        """Write what of a request's outcome belongs here; most requests leave nothing."""
+        for event, facts in events_of(outcome, question):
+            self.record(event, regions=outcome.regions, **facts)
+
     def complaint(self) -> str | None:
         """Why lines wait at the moment, for /readyz and the operator; None: they do not."""
         fault = self._fault
@@ -171,6 +178,8 @@ class NoAudit:
     def stop(self) -> None: ...
 
     def record(self, event: Event, *, regions: frozenset[str] = frozenset(), **facts: Any) -> None: ...
+
+    def observe(self, outcome: Outcome, question: str | None = None) -> None: ...
 
     def complaint(self) -> str | None:
         return None
