@@ -148,7 +148,7 @@ class App:
             "listener": self.listener.stats(),
             "delivery": self.server.deliverer.stats(),
             "feedback": self.feedback.stats(),
-            "backends": {**self.fetcher.stats(), **self.dispatcher.stats(), "pools": self.dispatcher.pools()},
+            "backends": {**self.fetcher.stats(), **self.dispatcher.stats(), "pools": self.dispatcher.fleet.pools()},
             "request_log": self.request_log.stats(),
             "usage": self.ledger.stats(),
             "reload": self.reloader.stats(),
@@ -159,7 +159,7 @@ class App:
         await self.core.start()
         try:
             await self.fetcher.start()
-            self.dispatcher.start()
+            self.dispatcher.fleet.start()
             self.request_log.start()
             await self._open_ports()
         except BaseException:  # a port that is taken, say: nothing of what was started stays behind
@@ -201,7 +201,7 @@ class App:
             self._own_unix_socket.remove()
         await self.admin.stop()
         await self.core.stop()
-        await self.dispatcher.stop()
+        await self.dispatcher.fleet.stop()
         await self.fetcher.close()
         await asyncio.to_thread(self.request_log.stop)
 

@@ -53,7 +53,7 @@ class Stage:
         return reply.status, reply.backend, reply.attempts
 
     def backend(self, name: str) -> dict[str, Any]:
-        pool: Any = self.dispatcher.pools()[name.partition("[")[0]]
+        pool: Any = self.dispatcher.fleet.pools()[name.partition("[")[0]]
         found: dict[str, Any] = pool["backends"][name]
         return found
 
@@ -151,7 +151,7 @@ async def test_a_request_that_waits_at_a_frozen_backend_is_taken_to_the_next() -
     async with ScriptedUpstream(silent) as frozen, ScriptedUpstream(OK) as well, stage(frozen, well) as here:
         reading = asyncio.create_task(here.read())
         await until(lambda: frozen.requests)
-        here.dispatcher.give_up("p[0]")
+        here.dispatcher.fleet.give_up("p[0]")
         assert await reading == (200, "p[1]", 2)
         await frozen.closed.wait()
 
@@ -161,7 +161,7 @@ async def test_a_stream_that_has_begun_is_left_alone() -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbe"
     async with ScriptedUpstream([[Expect(), Send(head), Wait(more), Send(b"gu")]]) as slow, stage(slow) as here:
         reply = await here.ask()
-        here.dispatcher.give_up("p[0]")
+        here.dispatcher.fleet.give_up("p[0]")
         more.set()
         assert b"".join([piece async for piece in reply.chunks()]) == b"begu"
         await reply.abort()
@@ -214,14 +214,29 @@ async def test_a_full_pool_overflows_to_the_next_and_a_queue_is_used_where_it_is
             await first.abort()
         async with staged({"local": {**local, "overflow": {"queue": 1}}, "cloud": cloud}) as here:
             first = await here.ask()
-            assert (await here.read())[1] == "cloud[0]", "a place that is free now is better than a queue"
+            waiting = asyncio.create_task(here.read())
+            await until(lambda: here.dispatcher.fleet.pools()["local"]["queue"]["waiting"])  # type: ignore[index]
+            assert (await here.read())[1] == "cloud[0]", "one may wait, and one does"
+            await first.abort()
+            assert (await waiting)[1] == "local[0]"
+
+
+async def test_who_has_waited_long_enough_in_one_pool_goes_on_to_the_next() -> None:
+    async with ScriptedUpstream(OK) as near, ScriptedUpstream(OK) as far:
+        at_once = {"overflow": {"queue": 5}, "queue": {"deadline": 0.01}}
+        local = {"backends": [{"url": f"http://127.0.0.1:{near.port}", "max_in_flight": 1}], **at_once}
+        cloud = {"backends": [{"url": f"http://127.0.0.1:{far.port}"}]}
+        async with staged({"local": local, "cloud": cloud}) as here:
+            first = await here.ask()
+            assert (await here.read())[1] == "cloud[0]"
+            await first.abort()
 
 
 async def test_who_waits_gets_the_place_that_becomes_free() -> None:
     async with ScriptedUpstream(OK) as only, stage(only, backends=[{"max_in_flight": 1}]) as here:
         first = await here.ask()
         waiting = asyncio.create_task(here.read())
-        await until(lambda: here.dispatcher.pools()["p"]["queue"]["waiting"])  # type: ignore[index]
+        await until(lambda: here.dispatcher.fleet.pools()["p"]["queue"]["waiting"])  # type: ignore[index]
         await first.abort()
         assert await waiting == (200, "p[0]", 1)
 

@@ -1,0 +1,182 @@
+"""The fleet: all pools, and what is known of each of their backends. Settings come and go; what is known stays.
+
+Whether a backend may be asked at this moment is decided here; which of them is, in placing.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from time import monotonic, time
+
+from semcache.backends.checks import Checks, check_over_http
+from semcache.backends.fetch import Fetcher
+from semcache.backends.health import choose
+from semcache.backends.model_lists import ModelLists
+from semcache.backends.routing import Option, Way
+from semcache.backends.state import BackendState
+from semcache.backends.target import Target, targets_of
+from semcache.backends.waiting import WaitingRoom
+from semcache.config import Pool, Route
+
+GONE_S = 60.0  # a pool that a reload has taken away serves requests that were planned before, as long as this
+CHECK_S = 2.0  # between checks, where the settings leave it to us
+
+
+class PoolState:
+    def __init__(self, name: str, settings: Pool, before: PoolState | None = None) -> None:
+        """`before`: what it was until now; what is known of backends lives on where they are the same."""
+        self.settings = settings
+        self.states: dict[str, BackendState] = {}  # by the target's name
+        self.former: dict[str, BackendState] = {}  # those of before, for requests that were planned then
+        self.room = WaitingRoom(settings.queue)
+        known = {}
+        if before is not None:
+            self.former = before.states
+            known = {_identity(state.target, state.settings): state for state in before.states.values()}
+            if before.settings.queue == settings.queue:
+                self.room = before.room
+        for target in targets_of(name, settings):
+            state = known.pop(_identity(target, settings), None) or BackendState(target, settings)
+            state.adopt(target, settings)
+            self.states[target.name] = state
+
+    def find(self, target: Target) -> BackendState | None:
+        return self.states.get(target.name) or self.former.get(target.name)
+
+
+class Fleet:
+    """`clock`: monotonic seconds. `wall`: unix seconds."""
+
+    def __init__(
+        self, fetcher: Fetcher, clock: Callable[[], float] = monotonic, wall: Callable[[], float] = time
+    ) -> None:
+        self.clock = clock
+        self.wall = wall
+        self._fetcher = fetcher
+        self._pools: dict[str, PoolState] = {}
+        self._gone: dict[str, tuple[PoolState, float]] = {}  # pool, until when
+        self._checks = Checks(self._check, answered=self._answered, lost=self._lost, clock=clock)
+        self.look_now = self._checks.look_now
+        self._lists = ModelLists(fetcher)
+        self._asking: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to ask the backends whether they are well, and which models they serve. The fetcher has started."""
+        self._checks.start()
+        self._asking = asyncio.create_task(self._lists.run())
+
+    async def stop(self) -> None:
+        await self._checks.stop()
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.gather(self._asking, return_exceptions=True)
+
+    def adopt(self, pools: Mapping[str, Pool], routes: Sequence[Route]) -> None:
+        """Take new settings at once. Requests under way end where they are."""
+        old, now = self._pools, self.clock()
+        self._pools = {name: PoolState(name, settings, old.get(name)) for name, settings in pools.items()}
+        gone = {name: (pool, now + GONE_S) for name, pool in old.items() if name not in pools}
+        self._gone = {**{name: kept for name, kept in self._gone.items() if kept[1] > now}, **gone}
+        states = [state for pool in self._pools.values() for state in pool.states.values()]
+        self._checks.adopt({state: _interval_s(state, routes) for state in states})
+        self._lists.watch(state.target for state in states)
+
+    # What is known
+
+    def has(self, name: str) -> bool:
+        return name in self._pools or name in self._gone
+
+    def pool(self, name: str) -> PoolState:
+        """Also one that a reload has taken away a moment ago: requests that were planned before it are under way."""
+        return self._pools.get(name) or self._gone[name][0]
+
+    def narrow(self, way: Way, model: str | None) -> Way:
+        """The way without backends that are known not to have the model. Raises ClientError 404 where all are."""
+        return self._lists.narrow(way, model)
+
+    def well(self, option: Option, tried: set[str]) -> list[BackendState]:
+        """Backends of an option, less those tried, that may be asked now, with or without room."""
+        now = self.clock()
+        return [state for state in self._on_duty(option, tried) if state.vitals.may_take(now)]
+
+    def in_panic(self, option: Option, tried: set[str]) -> list[BackendState]:
+        """The same where health may not be believed: see health.choose."""
+        states = self._on_duty(option, tried)
+        chosen = choose([state.vitals for state in states], self.pool(option.pool).settings.health, self.clock())
+        return [state for state in states if state.vitals in chosen]
+
+    def distance_s(self, option: Option) -> float:
+        """The measured round trip to the nearest backend of a pool; infinite before the first measurement."""
+        now = self.clock()
+        trips = [state.round_trip.value(now) for state in self.pool(option.pool).states.values()]
+        return min((trip for trip in trips if trip is not None), default=float("inf"))
+
+    def rests_s(self, options: Sequence[Option]) -> float | None:
+        """How long until the first of those that rest may be asked again; None: none rests."""
+        now = self.clock()
+        states = [state for option in options for state in self.pool(option.pool).states.values()]
+        rests = [until - now for state in states if (until := state.vitals.rests_until(now))]
+        return min(rests, default=None)
+
+    def _on_duty(self, option: Option, tried: set[str]) -> list[BackendState]:
+        pool, wall = self.pool(option.pool), self.wall()
+        known = [pool.find(target) for target in option.targets if target.name not in tried]
+        return [state for state in known if state is not None and state.is_on_duty(wall)]
+
+    def give_up(self, name: str) -> None:
+        """A backend does not answer its checks: requests that wait for their first byte there go to the next one."""
+        for pool in self._pools.values():
+            if name in pool.states:
+                self._lost(pool.states[name])
+
+    # Whether they are there
+
+    async def _check(self, state: BackendState) -> bool:
+        health = state.settings.health
+        return await check_over_http(self._fetcher, state.target, health.path, health.timeout)
+
+    def _answered(self, state: BackendState, took_s: float) -> None:
+        state.round_trip.observe(took_s, self.clock())
+        if state.is_lost:  # it has been started again: its KV cache is empty, and perhaps it has other models
+            state.is_lost = False
+            state.prefixes.forget()
+            self._lists.returned(state.target.name)
+
+    def _lost(self, state: BackendState) -> None:
+        state.is_lost = True
+        state.give_up()
+
+    def pools(self) -> Mapping[str, Mapping[str, object]]:
+        """Each pool's queue and backends, as they are now."""
+        now = self.clock()
+        return {
+            name: {
+                "queue": pool.room.stats(),
+                "backends": {target: state.stats(now) for target, state in pool.states.items()},
+            }
+            for name, pool in self._pools.items()
+        }
+
+    def stats(self) -> dict[str, float]:
+        return {f"checks_{name}": count for name, count in self._checks.stats().items()}
+
+
+def _interval_s(state: BackendState, routes: Sequence[Route]) -> float:
+    """Between active checks. Where it is not said, only those are checked that a request could go past."""
+    said = state.settings.health.interval
+    if said is not None:
+        return said
+    name = state.target.pool
+    ways = [*(route.pools for route in routes), *(arm.pools for route in routes for arm in route.split)]
+    has_other = any(len(choices) > 1 and name in (choice.pool for choice in choices) for choices in ways)
+    return CHECK_S if has_other or len(tuple(targets_of(name, state.settings))) > 1 else 0.0
+
+
+def _identity(target: Target, pool: Pool) -> tuple[object, ...]:
+    """What has to be the same for what is known of a backend to hold on."""
+    backend = target.backend
+    return (
+        (target.name, backend.url, target.api_key, backend.dialect, backend.proxy, backend.max_in_flight),
+        (pool.health, pool.adaptive, pool.prefix.remember),
+    )
