@@ -33,6 +33,7 @@ from semcache.wire.ollama import OllamaChat, OllamaGenerate
 from semcache.wire.ollama_embed import OllamaEmbed
 from semcache.wire.openai import OpenAIChat
 from semcache.wire.plain import PlainText
+from semcache.wire.requests import other_model_in
 from semcache.wire.responses import Responses
 from semcache.wire.score import RECORDED, Identity, Score
 from semcache.wire.transcriptions import Transcriptions
@@ -166,10 +167,11 @@ def vendor_of(path: str, headers: Mapping[str, str]) -> str:
 def read_model(body: bytes) -> str | None:
     """Return the model that a JSON body of any dialect names. None when it names none, or is not fit to be read."""
     try:
-        model = strict_json.parse(body).get("model")
+        tree = strict_json.parse(body)
     except ClientError:  # it passes through all the same: judging it is for the upstream
         return None
-    return model if isinstance(model, str) else None
+    model = tree.get("model")
+    return model if isinstance(model, str) and not other_model_in(tree) else None
 
 
 def error_shape(path: str) -> ErrorShape:

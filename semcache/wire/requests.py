@@ -20,10 +20,23 @@ def model_of(tree: Tree, address: Address) -> str:
 
     Raises ClientError.
     """
+    if other := other_model_in(tree):
+        raise ClientError(
+            f"Invalid '{other}': some servers would read it as 'model'.", param=other, code="unknown_parameter"
+        )
     model = address.model or tree.get("model")
     if type(model) is not str or not model:
         raise invalid("model", "a non-empty string", tree)
     return model
+
+
+def other_model_in(tree: Tree) -> str | None:
+    """A name that is `model` in other letters. A server in Go, as Ollama is, takes one for the other, and the last
+    counts: its caller would be let in, routed and billed for one model, and answered by another."""
+    for name in tree:
+        if len(name) == 5 and name != "model" and name.lower() == "model":
+            return name
+    return None
 
 
 def is_stream(tree: Tree, default: bool = False) -> bool:
