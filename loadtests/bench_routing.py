@@ -137,12 +137,14 @@ def speeds(seed: int, data: Path | None) -> Iterator[Result]:
 def prefix(seed: int, data: Path | None) -> Iterator[Result]:
     chatting = chats(20_000, 60.0, seed)
     yield against_oracle("50 tenants that chat", chatting, 16, Model(), seed)
-    if data is not None and (data / TRACE).exists():
-        hour = recorded(data / TRACE, faster=1.6)  # eight such servers are then nearly busy
-        yield against_oracle("a recorded hour of chats", hour, 8, Model(block_tokens=TRACE_BLOCK_TOKENS), seed)
-    else:
+    yield how_much_to_remember("the same chats", chatting, 16, Model(kv_tokens=40_000), seed)
+    if data is None or not (data / TRACE).exists():
         click.echo(f"prefix: no {TRACE} (--data FOLDER): without the recorded hour", err=True)
-    yield how_much_to_remember(chatting, 16, Model(kv_tokens=40_000), seed)
+        return
+    hour = recorded(data / TRACE, faster=1.6)  # eight such servers are then nearly busy
+    model = Model(block_tokens=TRACE_BLOCK_TOKENS)
+    yield against_oracle("a recorded hour of chats", hour, 8, model, seed)
+    yield how_much_to_remember("the same hour", hour, 8, model, seed)
 
 
 def caching(count: int, model: Model, remember: int = DEFAULTS.remember) -> list[Server]:
@@ -172,7 +174,7 @@ def against_oracle(name: str, requests: Sequence[Request], count: int, model: Mo
     )
 
 
-def how_much_to_remember(requests: Sequence[Request], count: int, model: Model, seed: int) -> Result:
+def how_much_to_remember(name: str, requests: Sequence[Request], count: int, model: Model, seed: int) -> Result:
     blocks = model.kv_tokens // model.block_tokens
     rows: list[dict[str, str | float]] = []
     for remember in (blocks // 4, blocks // 2, blocks, blocks * 4, DEFAULTS.remember):
@@ -181,7 +183,7 @@ def how_much_to_remember(requests: Sequence[Request], count: int, model: Model, 
         rows.append({"remembered / held": remember / blocks, **caches_of(played)})
     servers = caching(count, model)
     rows.append({"remembered / held": "oracle", **caches_of(play(requests, servers, choose_knowing(servers, seed)))})
-    return Result(f"the same chats, {count} backends of only {model.kv_tokens:,} tokens of KV cache", rows)
+    return Result(f"{name}, {count} backends of {model.kv_tokens:,} tokens of KV cache", rows)
 
 
 def caches_of(played: Played) -> dict[str, float]:
