@@ -162,6 +162,14 @@ def test_a_replay_avoids_the_price_of_a_backend_that_names_its_model_before_anyt
     assert ledger.stats()["avoided_usd"] == 0.5 + 1
 
 
+def test_prices_of_a_reload_count_from_the_next_request_on() -> None:
+    ledger, _ = a_ledger()
+    costs = [ledger.fetched(fetched())]
+    ledger.adopt(PriceList(prices=(Price(models=("small",), input=3, output=0),)), PriceList(prices=()))
+    costs.append(ledger.fetched(fetched()))
+    assert costs == [1_000_000_000, 3_000_000_000]
+
+
 def test_a_price_change_counts_from_its_day() -> None:
     prices = PriceList(
         prices=(

@@ -12,7 +12,7 @@ from multidict import CIMultiDict
 
 from semcache import wire
 from semcache.types import Ask, Usage
-from semcache.usage.estimates import count_tokens, estimate, estimate_aside, prompt_tokens
+from semcache.usage.estimates import complete, count_tokens, estimate, estimate_aside, prompt_tokens
 
 
 def asked(body: dict[str, Any], path: str = "/v1/chat/completions") -> Ask:
@@ -80,7 +80,7 @@ def test_the_words_of_a_request_are_found_in_every_dialect(path: str, body: dict
     assert 5 <= prompt_tokens(asked({"model": "m", **body}, path)) <= 9
 
 
-STREAMS = {
+STREAMS: dict[str, list[dict[str, Any]]] = {
     "chat": [
         {"choices": [{"index": 0, "delta": {"role": "assistant", "content": "Within thirty"}}]},
         {"choices": [{"index": 0, "delta": {"content": " days."}, "finish_reason": "stop"}]},
@@ -119,6 +119,14 @@ values = st.recursive(st.none() | st.text(), st.lists).map(lambda value: json.du
 @given(st.lists(st.binary(max_size=80) | values))
 def test_parts_that_are_no_answer_are_no_crash(parts: list[bytes]) -> None:
     assert estimate(CHAT, parts).completion_tokens >= 0
+
+
+async def test_what_an_upstream_told_counts_unless_its_answer_was_cut() -> None:
+    parts = [json.dumps(event).encode() for event in STREAMS["anthropic"][:4]]
+    told = Usage(21, 1, 8)  # as a message begins: the input, and the first token
+    assert await complete(told, CHAT, parts, was_cut=False) == told
+    assert await complete(told, CHAT, parts, was_cut=True) == Usage(21, 4, 8, is_estimated=True)
+    assert await complete(None, CHAT, parts, was_cut=False) == estimate(CHAT, parts)
 
 
 async def test_a_long_answer_is_counted_on_a_thread_and_comes_to_the_same() -> None:

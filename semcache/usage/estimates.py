@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -59,6 +60,20 @@ async def estimate_aside(ask: Ask, answer: str | Sequence[bytes]) -> Usage:
     if len(ask.body) + size <= INLINE_BYTES:
         return estimate(ask, answer)
     return await asyncio.to_thread(estimate, ask, answer)
+
+
+async def complete(told: Usage | None, ask: Ask, parts: Sequence[bytes], was_cut: bool) -> Usage:
+    """What a fetch will be billed: what the upstream told, and where that is nothing or not all, an estimate.
+
+    `was_cut`: the end did not come, by the upstream or by a client that left. What was told until then is the prompt's
+    part at most, for a vendor says last what it has generated.
+    """
+    if told is not None and not was_cut:
+        return told
+    guess = await estimate_aside(ask, parts)
+    if told is None:
+        return guess
+    return replace(told, completion_tokens=max(told.completion_tokens, guess.completion_tokens), is_estimated=True)
 
 
 def prompt_tokens(ask: Ask) -> int:

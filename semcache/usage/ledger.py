@@ -225,6 +225,13 @@ class Ledger:
             self._own_nano += nano
         return nano
 
+    def adopt(self, prices: PriceList, backend_prices: PriceList) -> None:
+        """Other prices, from the next request on."""
+        self._prices, self._backend_prices = prices, backend_prices
+        self._rates.clear()
+        self._own_prices.clear()
+        self._accounts.clear()
+
     def stats(self) -> dict[str, float]:
         """Totals over all models, since the start of this process."""
         billed = _sum(spent for (_, source), spent in self.totals.items() if source == Source.FETCHED)
