@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
+from jwt.algorithms import ECAlgorithm
 
 from semcache.access.credentials import KeySetStale, looks_like_token
 from semcache.access.key_set import AGAIN_S, KEEP_S, MAX_BYTES, KeySet, KeySetFault, read_keys
@@ -418,7 +419,7 @@ def test_keys_that_are_not_for_us_are_left_out() -> None:
         ours.jwk(),
         ours.jwk(kid="encrypts", use="enc"),
         ours.jwk(kid="signs", key_ops=["sign"]),
-        ours.jwk(kid="private", d="AAAA"),
+        {**json.loads(ECAlgorithm.to_jwk(ours.private)), "kid": "private"},
         ours.jwk(kid=7),
         ours.jwk(kid="other", alg="ES384"),
         ours.jwk(kid="lists", key_ops="verify"),
