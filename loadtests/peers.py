@@ -4,9 +4,10 @@ Each peer is installed once, at its pinned version, into an environment of its o
 that does not install is left out, and the reason is told. All run as one process or as they choose by default, on the
 same machine as the three backends and the callers, so the figures compare, and say little about other machines:
 
-    stream, whole   time to the first event of a stream, and of a whole answer, less what it is without a router: one
-                    caller, medians. A router that writes head and first event apart, and lets the kernel hold small
-                    writes back (Nagle), waits 40 ms for the acknowledgement of the first
+    stream, whole   what is added to the time to the first event of a stream, and to that of a whole answer: one caller
+                    who asks a backend and the router in turn, differences of medians. A router that writes head and
+                    first event apart, and lets the kernel hold small writes back (Nagle), waits 40 ms for the
+                    acknowledgement of the first
     requests/s      whole answers, as many as 16 callers get
     prefix hits     of the tokens of prompts: found in a KV cache. 16 callers, 24 long system prompts, room for 10 of
                     them in each backend; the backends read prompts at a set speed, so a hit is a shorter wait
@@ -23,7 +24,6 @@ import os
 import random
 import secrets
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,6 +31,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, median, quantiles
 
 import aiohttp
 import click
@@ -121,8 +122,8 @@ class Figures:
     """What one contestant came to. Times in milliseconds."""
 
     name: str
-    first_event_ms: float
-    whole_ms: float
+    stream_ms: float  # added to the first event
+    whole_ms: float  # added to a whole answer
     per_s: float
     hit_share: float
     prefix_p50_ms: float
@@ -198,7 +199,7 @@ class Callers:
     _asked = 0
 
     def __init__(self, session: aiohttp.ClientSession, urls: Sequence[str]) -> None:
-        self._session = session
+        self.session = session
         self._urls = urls
 
     async def stream(self, question: str, system: str = "Be brief.", tokens: int = 4) -> tuple[float, bool, bool]:
@@ -233,22 +234,22 @@ class Callers:
             {"role": "user", "content": f"{question} (case {Callers._asked})"},
         ]
         body = {"model": MODEL, "stream": stream, "max_tokens": tokens, "messages": messages}
-        return self._session.post(f"{url}/chat/completions", json=body, headers={"Authorization": f"Bearer {API_KEY}"})
+        return self.session.post(f"{url}/chat/completions", json=body, headers={"Authorization": f"Bearer {API_KEY}"})
 
 
 def measure(peer: Peer | None, environment: Path) -> Figures:
     """Raises SemcacheError."""
     with Setup(peer, environment, FAST) as setup:
-        first_s, whole_s, per_s = asyncio.run(_speed(setup))
+        stream_s, whole_s, per_s = asyncio.run(_speed(setup))
     with Setup(peer, environment, KV) as setup:
         waits_s, share, busiest = asyncio.run(_prefixes(setup))
     with Setup(peer, environment, FAST) as setup:
         asked, failed, cut = asyncio.run(_kill(setup))
-    cuts = statistics.quantiles(waits_s, n=100)
+    cuts = quantiles(waits_s, n=100)
     name = peer.name if peer is not None else "no router"
     return Figures(
         name,
-        first_s * 1e3,
+        stream_s * 1e3,
         whole_s * 1e3,
         per_s,
         share,
@@ -262,12 +263,16 @@ def measure(peer: Peer | None, environment: Path) -> Figures:
 
 
 async def _speed(setup: Setup) -> tuple[float, float, float]:
-    """Median seconds to the first event, and to a whole answer, of one caller; whole answers a second of many."""
+    """Seconds added to the first event and to a whole answer, and whole answers a second of many callers."""
     async with _callers(setup) as callers:
-        for number in range(20):
-            await callers.stream(f"Warm up {number}")
-        waits_s = [(await callers.stream(f"Where is parcel {number}?"))[0] for number in range(ONE_BY_ONE)]
-        wholes_s = [await callers.whole(f"Whose is parcel {number}?") for number in range(ONE_BY_ONE)]
+        direct = Callers(callers.session, setup.direct)
+        streams_s: dict[Callers, list[float]] = {direct: [], callers: []}
+        wholes_s: dict[Callers, list[float]] = {direct: [], callers: []}
+        # In turn, so that whatever else the machine does befalls both alike.
+        for number in range(ONE_BY_ONE):
+            for who in (direct, callers):
+                streams_s[who].append((await who.stream(f"Where is parcel {number}?"))[0])
+                wholes_s[who].append(await who.whole(f"Whose is parcel {number}?"))
         done = 0
         until = time.perf_counter() + THROUGHPUT_S
 
@@ -278,7 +283,8 @@ async def _speed(setup: Setup) -> tuple[float, float, float]:
                 done += 1
 
         await asyncio.gather(*(ask(number) for number in range(CALLERS)))
-        return statistics.median(waits_s), statistics.median(wholes_s), done / THROUGHPUT_S
+    stream_s, whole_s = (median(each[callers]) - median(each[direct]) for each in (streams_s, wholes_s))
+    return stream_s, whole_s, done / THROUGHPUT_S
 
 
 async def _prefixes(setup: Setup) -> tuple[list[float], float, float]:
@@ -304,7 +310,7 @@ async def _prefixes(setup: Setup) -> tuple[list[float], float, float]:
     grown = {name: [new[name] - old[name] for new, old in zip(after, before, strict=True)] for name in after[0]}
     queried = grown["vllm:prefix_cache_queries_total"]
     share = sum(grown["vllm:prefix_cache_hits_total"]) / sum(queried)
-    return waits_s, share, max(queried) / statistics.mean(queried)
+    return waits_s, share, max(queried) / mean(queried)
 
 
 async def _kill(
@@ -350,16 +356,14 @@ def _free_port() -> int:
 
 
 def told(rows: Sequence[Figures]) -> Iterator[str]:
-    """The table, a line each; the first row is that without a router."""
+    """The table, a line each."""
     yield (
         f"{'':22} {'stream':>9} {'whole':>9} {'requests/s':>10} {'prefix hits':>11} {'wait p50':>9} "
         f"{'p99':>8} {'busiest':>8} {'failed':>11} {'cut':>4}"
     )
     for row in rows:
-        added = row.first_event_ms - rows[0].first_event_ms
-        whole = row.whole_ms - rows[0].whole_ms
         yield (
-            f"{row.name:22} {added:6.2f} ms {whole:6.2f} ms {row.per_s:10.0f} {row.hit_share:11.1%} "
+            f"{row.name:22} {row.stream_ms:6.2f} ms {row.whole_ms:6.2f} ms {row.per_s:10.0f} {row.hit_share:11.1%} "
             f"{row.prefix_p50_ms:6.0f} ms {row.prefix_p99_ms:5.0f} ms {row.busiest:7.2f}x "
             f"{row.failed:4} of {row.asked:3} {row.cut:4}"
         )
