@@ -12,13 +12,14 @@ import hmac
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from ipaddress import IPv6Address, ip_address
 from typing import Any, Protocol
 
 import orjson
 from aiohttp import web
 
+from semcache.audit.record import Event
 from semcache.config import Server
 from semcache.errors import CacheFault, ClientError, SemcacheError, StartError
 from semcache.types import Selector
@@ -74,6 +75,10 @@ class Explaining(Protocol):
         """What became of one, lately. Raises ClientError 404."""
 
 
+class Audit(Protocol):
+    def record(self, event: Event, **facts: Any) -> None: ...
+
+
 class Admin:
     def __init__(
         self,
@@ -85,9 +90,12 @@ class Admin:
         explaining: Explaining,
         shadowing: Shadowing,
         routes: Sequence[web.RouteDef] = (),
+        audit: Audit | None = None,
     ) -> None:
         """`unready`: what is still missing before requests can be answered from the cache; empty when ready.
-        `routes`: calls that are at home in other files; who may make them is decided here."""
+        `routes`: calls that are at home in other files; who may make them is decided here. `audit`: told what was
+        done, and who was turned away."""
+        self._audit = audit
         self._token = settings.admin_token.get_secret_value().encode()
         self._store = store
         self._figures = figures
@@ -139,7 +147,11 @@ class Admin:
     ) -> web.StreamResponse:
         try:
             if handler not in (self._metrics, self._healthz, self._readyz):
-                self._admit(request)
+                try:
+                    self._admit(request)
+                except ClientError as error:
+                    self._record(Event.ADMIN_REFUSED, call=request.path[:200], status=error.status)
+                    raise
             return await handler(request)
         except web.HTTPException as exc:  # aiohttp's way of saying 404, 405 and 413
             return _error(exc.status, exc.reason.lower(), {k: v for k, v in exc.headers.items() if k == "Allow"})
@@ -215,10 +227,14 @@ class Admin:
     async def _purge(self, request: web.Request) -> web.Response:
         selector, erase, dry_run = read_purge(await whole_body(request))
         count = await self._store.purge(selector, erase=erase, dry_run=dry_run)
+        if not dry_run:
+            told = {name: value for name, value in asdict(selector).items() if value is not None and name != "text"}
+            self._record(Event.PURGE, **told, by_text=selector.text is not None, erase=erase, entries=count)
         return as_json({"purged": count, "erase": erase, "dry_run": dry_run})
 
     async def _export(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": JSON_LINES, **_PLAIN})
+        self._record(Event.EXPORT)
         lines = self._store.export()
         try:
             first = await anext(lines, b"")  # before the head: a store that fails at once is still a 503
@@ -240,7 +256,13 @@ class Admin:
             await lines.aclose()  # it may hold the store open for reading
 
     async def _import(self, request: web.Request) -> web.Response:
-        return as_json({"imported": await self._store.import_lines(split_lines(_pieces(request)))})
+        count = await self._store.import_lines(split_lines(_pieces(request)))
+        self._record(Event.IMPORT, entries=count)
+        return as_json({"imported": count})
+
+    def _record(self, event: Event, **facts: object) -> None:
+        if self._audit is not None:
+            self._audit.record(event, by="admin port", **facts)
 
 
 def read_purge(body: bytes) -> tuple[Selector, bool, bool]:

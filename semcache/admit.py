@@ -140,6 +140,10 @@ class Admission:
         if self._tokens is not None:
             await self._tokens.keys.renew()
 
+    def find(self, name: str) -> Tenant | None:
+        """The tenant of this name in the configuration."""
+        return self._by_name.get(name)
+
     def named(self, name: str) -> Tenant:
         """The tenant of this name, or where none are configured of this id. Raises ClientError."""
         if not self._by_name:

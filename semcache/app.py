@@ -19,27 +19,40 @@ from pathlib import Path
 
 import uvloop
 
-from semcache import wire
+from semcache import __version__, wire
+from semcache.access.credentials import NoReader, Reader
+from semcache.access.doors import Doors
+from semcache.access.quota import Quotas
 from semcache.admin import Admin
+from semcache.admin_keys import KeyCalls
+from semcache.admin_usage import usage_routes
 from semcache.admit import Admission
 from semcache.answer_judge import PoolJudge
+from semcache.audit.log import AuditLog, NoAudit, open_audit
+from semcache.audit.record import Event
 from semcache.backends.dispatch import Dispatcher
 from semcache.backends.fetch import Fetcher
+from semcache.backends.headers import new_node
 from semcache.cache.embedder import Embedder
-from semcache.config import Config
+from semcache.config import Chain, Config
 from semcache.core import Core
 from semcache.errors import ConfigError, SemcacheError
 from semcache.explaining import Explaining
 from semcache.feedback import FeedbackDesk
+from semcache.gate import Gate
 from semcache.listener import Listener, url_of
+from semcache.metering import Meter
 from semcache.pacing import RealTime, Timer
 from semcache.recent_requests import RecentRequests
 from semcache.reload import Reloader, what_needs_a_restart
 from semcache.request_log import open_log
-from semcache.server import Server
+from semcache.server import Server, Signer
 from semcache.telemetry import Telemetry
+from semcache.types import Outcome, Tenant
 from semcache.unix_socket import UnixSocket
-from semcache.usage import Ledger, load_prices
+from semcache.usage import Ledger, load_prices, prices_of
+from semcache.usage.flushing import Flushing
+from semcache.usage.rollups import UsageFile, usage_path
 from semcache.workers import supervise
 
 log = logging.getLogger(__name__)
@@ -60,12 +73,15 @@ class App:
         timer: Timer | None = None,
         read: Callable[[], Config] | None = None,
         path: Path | None = None,
+        node: str | None = None,
     ) -> None:
         """`worker`: its number among those that share the port; 0 also looks after the store they share.
         `unix_socket`: bound before the workers were forked, and theirs together; None: bound here if the settings ask.
 
         `read`: the configuration as it is written now, for a reload; raises ConfigError. `path`: of its file, which is
         watched.
+
+        `node`: our name in Via, the same for all workers.
 
         `embedder`, `clock` (unix seconds) and `timer` are given by tests. Raises StartError when the model is not
         prepared.
@@ -75,9 +91,25 @@ class App:
         self._unix_socket = unix_socket
         self._own_unix_socket: UnixSocket | None = None
         self._is_stopping = False
-        prices = load_prices()
-        self.ledger = Ledger(prices)
-        self.fetcher = Fetcher()
+        prices = load_prices(Path(config.usage.prices) if config.usage.prices else None)
+        self._prices = prices
+        self.ledger = Ledger(
+            prices,
+            backend_prices=prices_of(config.pools),
+            bills_by_fetch=True,
+            embedder_seconds=lambda: self.core.embedder.stats().get("seconds", 0.0),
+            usd_per_cpu_hour=config.usage.usd_per_cpu_hour,
+            clock=clock,
+        )
+        self.quotas = Quotas(clock)
+        usage_file = usage_path(config)
+        kept = config.usage.keep_minutes, config.usage.keep_hours
+        file = UsageFile(usage_file, *kept) if usage_file is not None else None
+        self.flushing = Flushing(file, self.ledger, self.quotas, config.usage.flush, clock)
+        self.meter = Meter(self.ledger, self.quotas, clock)
+        self.audit = open_audit(config.audit, config.server.region)
+        self.node = node or new_node()
+        self.fetcher = Fetcher(node=self.node)
         self.dispatcher = Dispatcher(config.pools, self.fetcher, config.routes)
         self.judge = PoolJudge(config.pools, self.fetcher)
         self.core = Core(config, worker == 0, embedder, clock, prices, self.judge)
@@ -85,19 +117,26 @@ class App:
         self.request_log = open_log(config.server)
         recent = RecentRequests(self.request_log)
         self.telemetry = Telemetry(self.stats, self.ledger, recent)
-        self.admission = admission = Admission(config.tenants)
+        self.doors = Doors(config, lambda: self.config.tenants, self._record_key, clock)
+        self.admission = admission = Admission(config.tenants, self.doors.keyring, self.doors.tokens, clock)
+        reader, signer = chained(config.chain, self.node, admission.find)
+        self.gate = Gate(admission, self.quotas, lambda: self.core.planner.residency, clock, reader=reader)
         self.feedback = FeedbackDesk(self.store, clock)
         self.server = Server(
             config,
+            self.gate,
             admission,
             self.core.planner,
             self.pipeline,
             self.dispatcher,
-            self.telemetry,
+            self.meter,
+            Observers(self.telemetry, self.audit),
             self.unready,
             clock,
             timer or RealTime(),
             self.feedback,
+            self.node,
+            signer,
         )
         self.listener = Listener(self.server.handle, config.server, _error_page)
         self.explaining = explaining = Explaining(
@@ -110,7 +149,8 @@ class App:
             self.store,
             recent,
         )
-        self.reloader = Reloader(config, read, self._adopt, path if config.server.reload_on_change else None)
+        watched = path if config.server.reload_on_change else None
+        self.reloader = Reloader(config, read, self._adopt, watched, self._record_reload)
         self.admin = Admin(
             config.server,
             self.store,
@@ -119,17 +159,30 @@ class App:
             self.stats,
             explaining,
             self.core,
-            [*self.reloader.routes(self._tell_others)],
+            [
+                *self.reloader.routes(self._tell_others),
+                *KeyCalls(self.doors.locksmith, self.doors.keyring).routes(),
+                *usage_routes(usage_file, clock),
+            ],
+            self.audit,
         )
 
     def _adopt(self, config: Config) -> None:
         """Go by these settings from the next request on: assignments only, in one turn of the event loop."""
         self.config = config
         self.core.adopt(config)
+        self.fetcher.adopt(config.pools)
+        self.ledger.adopt(self._prices, prices_of(config.pools))
         self.dispatcher.adopt(config.pools, config.routes)
         self.judge.adopt(config.pools)
         self.admission.adopt(config.tenants)
         self.explaining.adopt(config.routes, config.tenants)
+
+    def _record_reload(self, event: str, facts: Mapping[str, object]) -> None:
+        self.audit.record(Event(event), regions=frozenset(), **facts)
+
+    def _record_key(self, event: str, *, regions: frozenset[str], **facts: object) -> None:
+        self.audit.record(Event(event), regions=regions, **facts)
 
     def _tell_others(self) -> None:
         if self.config.server.workers > 1:
@@ -139,7 +192,9 @@ class App:
         """What is still missing; empty when requests can be answered from the cache."""
         if self._is_stopping:
             return ["stopping"]
-        return [] if self.core.is_ready else ["the index has not caught up with the store"]
+        missing = [] if self.core.is_ready else ["the index has not caught up with the store"]
+        complaint = self.audit.complaint()
+        return missing if complaint is None else [*missing, complaint]
 
     def stats(self) -> dict[str, Mapping[str, object]]:
         return {
@@ -151,6 +206,11 @@ class App:
             "backends": {**self.fetcher.stats(), **self.dispatcher.stats(), "pools": self.dispatcher.fleet.pools()},
             "request_log": self.request_log.stats(),
             "usage": self.ledger.stats(),
+            "usage_file": {**self.flushing.stats(), "faults": self.flushing.faults + self.meter.faults},
+            "audit": self.audit.stats(),
+            "keys": self.doors.stats(),
+            "residency": {"refused": self.core.planner.residency.refused},
+            **self.gate.stats(),
             "reload": self.reloader.stats(),
         }
 
@@ -161,10 +221,14 @@ class App:
             await self.fetcher.start()
             self.dispatcher.fleet.start()
             self.request_log.start()
+            self.audit.start()
+            await self.flushing.start()
+            await self.doors.start()
             await self._open_ports()
         except BaseException:  # a port that is taken, say: nothing of what was started stays behind
             await self._close()
             raise
+        self.audit.record(Event.START, version=__version__, worker=self._worker)
         self.core.follow()
         self.reloader.start()
         self._settling = asyncio.create_task(self._settle())
@@ -201,9 +265,35 @@ class App:
             self._own_unix_socket.remove()
         await self.admin.stop()
         await self.core.stop()
+        await self.meter.drain()
+        await self.doors.stop()
+        await self.gate.close()
+        await self.flushing.stop()
         await self.dispatcher.fleet.stop()
         await self.fetcher.close()
+        self.audit.record(Event.STOP)
+        await asyncio.to_thread(self.audit.stop)
         await asyncio.to_thread(self.request_log.stop)
+
+
+def chained(chain: Chain | None, node: str, find: Callable[[str], Tenant | None]) -> tuple[Reader, Signer | None]:
+    if chain is None:
+        return NoReader(), None
+    from semcache.access.chain import Signer, Verifier
+
+    return Verifier(chain, find) if chain.accept else NoReader(), Signer(chain, node)
+
+
+class Observers:
+    """Who is told what became of each request."""
+
+    def __init__(self, telemetry: Telemetry, audit: AuditLog | NoAudit) -> None:
+        self._telemetry = telemetry
+        self._audit = audit
+
+    def observe(self, outcome: Outcome, question: str | None = None) -> None:
+        self._telemetry.observe(outcome, question)
+        self._audit.observe(outcome, question)
 
 
 def _error_page(path: str, error: SemcacheError) -> tuple[bytes, str]:
@@ -216,13 +306,14 @@ def run(config: Config, read: Callable[[], Config] | None = None, path: Path | N
     Raises StartError.
     """
     server = config.server
+    node = new_node()
     # The kernel shares a port among processes that bind it each, a path only among those that inherit one socket.
     unix_socket = UnixSocket(server.unix_socket, int(server.unix_socket_mode, 8)) if server.unix_socket else None
     try:
         if server.workers > 1:
-            supervise(server.workers, lambda worker: _run_worker(config, worker, unix_socket, read, path))
+            supervise(server.workers, lambda worker: _run_worker(config, worker, unix_socket, read, path, node))
         else:
-            _run_worker(config, 0, unix_socket, read, path)
+            _run_worker(config, 0, unix_socket, read, path, node)
     finally:
         if unix_socket is not None:
             unix_socket.remove()
@@ -234,13 +325,14 @@ def _run_worker(
     unix_socket: UnixSocket | None,
     read: Callable[[], Config] | None,
     path: Path | None,
+    node: str,
 ) -> None:
     if read is not None:  # a worker that is started again takes what the others have taken meanwhile
         with suppress(ConfigError):
             fresh = read()
             config = config if what_needs_a_restart(config, fresh) else fresh
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(config, worker, unix_socket, read, path))
+        runner.run(_serve(config, worker, unix_socket, read, path, node))
 
 
 async def _serve(
@@ -249,8 +341,9 @@ async def _serve(
     unix_socket: UnixSocket | None,
     read: Callable[[], Config] | None,
     path: Path | None,
+    node: str,
 ) -> None:
-    app = App(config, worker, unix_socket=unix_socket, read=read, path=path)
+    app = App(config, worker, unix_socket=unix_socket, read=read, path=path, node=node)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from time import perf_counter
 
@@ -11,11 +11,12 @@ from semcache.backends.fetch import UpstreamRequest
 from semcache.backends.target import Target
 from semcache.config import Route
 from semcache.errors import SemcacheError, UpstreamError
+from semcache.metering import Meter, Tab
 from semcache.planning import Plan
 from semcache.types import Unstorable
-from semcache.wire.dialect import Reading
+from semcache.wire.dialect import Frame, Reading
 from semcache.wire.recording import Recording
-from semcache.wire.rename import rename_model, rename_path
+from semcache.wire.rename import rename
 
 # Where an answer comes from that is not stored: writes the recording of a plan to its end and returns what it turned
 # out to be. Raises SemcacheError when there is none, or when it breaks off.
@@ -24,21 +25,39 @@ Source = Callable[[Plan, Recording], Awaitable[Reading]]
 DONE = b"data: [DONE]\n\n"
 _ENDS_WITH_DONE = frozenset({"chat/completions", "completions"})
 
+COUNTED_BYTES = 1024 * 1024  # of an answer whose tokens we have to count: longer ones are counted too low
+
 BATCH_BYTES = 32 * 1024 * 1024  # of a batch's answer, however many items it has
 
 
 class Forwarder:
     """The source of a proxy: backends over HTTP."""
 
-    def __init__(self, dispatcher: Dispatcher, replaces_keys: bool, now: Callable[[], float] = perf_counter) -> None:
-        """`replaces_keys`: callers hold our keys, which must not travel upstream. `now`: monotonic seconds."""
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        meter: Meter,
+        replaces_keys: Callable[[], bool],
+        now: Callable[[], float] = perf_counter,
+    ) -> None:
+        """`replaces_keys`: whether callers hold our keys, which must not travel upstream. `now`: monotonic seconds."""
         self._dispatcher = dispatcher
-        self.replaces_keys = replaces_keys
+        self._meter = meter
+        self._replaces_keys = replaces_keys
         self._now = now
 
-    async def write(self, headers: Mapping[str, str], plan: Plan, recording: Recording) -> Reading:
-        """`headers`: the caller's. The rest is `Source`."""
+    async def write(
+        self,
+        headers: Mapping[str, str],
+        tab: Tab,
+        plan: Plan,
+        recording: Recording,
+        identity: Callable[[], str] | None = None,
+    ) -> Reading:
+        """`headers`: the caller's. `tab`: what it may spend. `identity`: who asks, for backends that are semcaches. The
+        rest is `Source`."""
         assert not isinstance(plan.way, SemcacheError)
+        tab.is_fetching = True
         ask_usage = plan.ask.stream and all(target.backend.stream_usage for target in plan.way.targets)
         body = plan.dialect.upstream_body(plan.ask, ask_usage=ask_usage)
         request = UpstreamRequest(
@@ -47,19 +66,44 @@ class Forwarder:
             headers=headers,
             body=body,
             want_recording=True,
-            pass_key=not self.replaces_keys,
+            pass_key=not self._replaces_keys(),
+            identity=identity,
         )
         needs = needs_of(plan.route, plan.route_name, body, is_repeatable=not plan.ask.traits.is_stateful)
         needs = needs._replace(model=plan.ask.model, is_stream=plan.ask.stream)
-        reply = await self._dispatcher.fetch(plan.way, request, needs)
+        try:
+            reply = await self._dispatcher.fetch(plan.way, request, needs)
+        except BaseException:
+            self._meter.not_fetched(tab)
+            raise
+        pieces = Pieces()
+        reading = None
         try:
             recording.came_from(reply.target.backend.region, reply.model, reply.attempts)
             head = (reply.status, reply.headers, reply.backend)
             leaves_end_out = not reply.target.backend.stream_done
             end = DONE if leaves_end_out and plan.ask.stream and plan.ask.endpoint in _ENDS_WITH_DONE else b""
-            return await record(plan, recording, *head, reply.chunks(), lambda: reply.whole, self._now, end)
+            chunks = reply.chunks()
+            reading = await record(plan, recording, *head, chunks, lambda: reply.whole, self._now, end, pieces)
+            return reading
         finally:
+            self._meter.fetched(plan, reply.target, recording, reading, pieces.kept, tab)
             await reply.abort()  # after a whole reply it only gives its place back
+
+
+class Pieces:
+    """What came of an answer, for counting its tokens should its upstream not tell them."""
+
+    def __init__(self) -> None:
+        self.kept: list[bytes] = []
+        self._size_bytes = 0
+
+    def add(self, frames: Sequence[Frame], is_stream: bool) -> None:
+        for frame in frames:
+            piece = frame.payload if is_stream else frame.raw
+            if piece is not None and self._size_bytes < COUNTED_BYTES:
+                self.kept.append(piece)
+                self._size_bytes += len(piece)
 
 
 def needs_of(route: Route, name: str, body: bytes, *, is_repeatable: bool) -> Needs:
@@ -78,10 +122,12 @@ def needs_of(route: Route, name: str, body: bytes, *, is_repeatable: bool) -> Ne
 
 def fit_model(request: UpstreamRequest, target: Target) -> UpstreamRequest:
     """The request as this backend wants it, where it knows the model by another name."""
-    if target.model is None or not isinstance(request.body, bytes):
+    if target.model is None:
         return request
-    path = rename_path(request.path_and_query, target.model)
-    return replace(request, path_and_query=path, body=rename_model(request.body, target.model))
+    content_type = request.headers.get("Content-Type", "")
+    path, body = rename(request.path_and_query, content_type, request.body, target.model)
+    length = request.length if body is request.body else None
+    return replace(request, path_and_query=path, body=body, length=length)
 
 
 async def record(
@@ -94,11 +140,13 @@ async def record(
     is_whole: Callable[[], bool],
     now: Callable[[], float] = perf_counter,
     end: bytes = b"",
+    pieces: Pieces | None = None,
 ) -> Reading:
     """Write down a reply as it comes, and return what it turned out to be.
 
     `headers`: case-insensitive. `is_whole`: asked at the end, whether the framing proves that nothing is missing.
     `now`: monotonic seconds. `end`: of a stream, where its backend leaves it out: read as if it had come, not relayed.
+    `pieces`: takes what comes.
     Raises what `chunks` raises, and UpstreamError for a reply that ended early.
     """
     begun = now()
@@ -107,7 +155,10 @@ async def record(
     recording.begin(status, headers, backend)
     tail = b""
     async for chunk in chunks:
-        await recording.extend(scribe.feed(chunk, int((now() - begun) * 1000)))
+        frames = scribe.feed(chunk, int((now() - begun) * 1000))
+        if pieces is not None:
+            pieces.add(frames, plan.ask.stream)
+        await recording.extend(frames)
         tail = (tail + chunk)[-len(DONE) :] if end else b""
     whole = is_whole()
     if whole and tail.endswith(b"\n\n") and tail != DONE:

@@ -33,6 +33,7 @@ from semcache.cache.provenance import InsertLimits
 from semcache.errors import CacheFault, ClientError, SemcacheError, TooLong, UpstreamError
 from semcache.forwarding import Source, answer_limit
 from semcache.planning import Plan
+from semcache.status_headers import replayed_before
 from semcache.types import (
     FWD,
     Answer,
@@ -41,6 +42,7 @@ from semcache.types import (
     Finding,
     Key,
     Match,
+    Occasion,
     Outcome,
     Reason,
     Tier,
@@ -392,6 +394,7 @@ class Pipeline:
     ) -> Flight[Recording]:
         limit_bytes = answer_limit(plan) if ruling.may_store or key is not None else 0
         recording = Recording(limit_bytes, plan.ask.stream, plan.tenant.id, plan.ask.echo, outcome.request_id)
+        recording.purpose = "refresh" if keep else _PURPOSES.get(finding.occasion, "request")
         return self.flights.lead(
             key,
             recording,
@@ -445,6 +448,9 @@ class Pipeline:
         plan = plan.of_model(recording.model)  # a fallback's answer is that model's, and no other's
         why_not = reading.unstorable
         if why_not is None and (not ruling.may_store or _forbids_storing(recording.headers) or reading.answer is None):
+            why_not = Unstorable.REFUSED
+        replayed = replayed_before(recording.headers)
+        if why_not is None and replayed is not None and not replayed.is_exact:  # of another question, and a guess here
             why_not = Unstorable.REFUSED
         if why_not is None:
             assert reading.answer is not None
@@ -514,6 +520,7 @@ class Pipeline:
         vector: Vector | None,
         past: Past,
     ) -> Entry:
+        replayed = replayed_before(recording.headers)
         return Entry(
             id=os.urandom(10).hex(),
             scope=plan.scope,
@@ -522,7 +529,7 @@ class Pipeline:
             vector=vector,
             embedder=self._embedder.stamp if vector is not None else None,
             answer=answer,
-            created_at=self._clock(),
+            created_at=self._clock() - (0.0 if replayed is None else replayed.age_s),
             ttl_s=ruling.ttl_s,
             grace_s=max(ruling.grace_s, ruling.stale_if_error_s),
             user=ask.user,
@@ -556,6 +563,9 @@ class Pipeline:
             **{f"fault_{name}": count for name, count in self.faults.items()},
         }
 
+
+# What a fetch is for, where it is not for whoever asked.
+_PURPOSES = {Occasion.EXPLORE: "explore", Occasion.AUDIT: "explore", Occasion.SHADOW: "shadow"}
 
 # Answers to the same request will most likely be refused again for these.
 _LASTING = frozenset({Unstorable.FINISH, Unstorable.TOOL_CALLS, Unstorable.TOO_LARGE, Unstorable.EMPTY})

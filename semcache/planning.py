@@ -29,6 +29,7 @@ from semcache.cache.key import derive_key, derive_scope
 from semcache.cache.policy import Ruling, rule
 from semcache.config import Config, PoolChoice, Route
 from semcache.errors import ClientError, SemcacheError
+from semcache.guardrails.inspection import NOTHING, Inspection, inspect
 from semcache.residency import Residency
 from semcache.types import Ask, Key, Reason, Scope, Tenant
 from semcache.wire import Address, BatchDialect, Dialect, vendor_of
@@ -68,6 +69,7 @@ class Plan:
     regions: frozenset[str] = frozenset()  # that it is bound to, by its tenant or its route; empty: any
     shorter: bytes | None = None  # the context without the turns that need not be equal; see cache/key.py
     embedder: str | None = None  # the stamp that is in the partition
+    inspection: Inspection = NOTHING  # what guardrails say of its body; whoever answers it refuses it
 
     def of_model(self, model: str | None) -> Plan:
         """The same request, asked of another model: what that one answers is stored under its own name."""
@@ -135,7 +137,9 @@ class Planner:
         """Parse, rule, derive the key, find the route. Raises ClientError for a body that is not a request."""
         context_headers = address.dialect.context_headers(headers)
         fields = self._fields(headers) if self._read_fields else ()
-        identity = (address.target, tenant.id, tenant.key, namespace, context_headers, fields, body)
+        # A tenant who comes through a chain may be bound otherwise each time.
+        who = (tenant.id, tenant.key, tenant.regions, namespace)
+        identity = (address.target, who, context_headers, fields, body)
         plan = self._plans.get(identity)
         if plan is None:
             plan = self._plan(address, headers, body, tenant, namespace)
@@ -171,6 +175,10 @@ class Planner:
         size = len(body) // BYTES_PER_TOKEN if self._reads_size else 0
         going = self._find(Asking(ask.model, path, tenant, dict(self._fields(headers)), size), ask.dialect, ask)
         route, regions = going.route, going.regions
+        inspection = inspect(body, route.guardrails)
+        if inspection.body is not None:  # from here on it is this request that was made: in its key, upstream, in logs
+            body = inspection.body
+            ask = dialect.parse(address, body, headers)
         if isinstance(going.way, Way) and going.way.model is not None:
             ask = replace(ask, model=going.way.model)
         ruling = self._rule(ask, route, regions)
@@ -201,6 +209,7 @@ class Planner:
             regions=regions,
             shorter=shorter,
             embedder=embedder,
+            inspection=inspection,
         )
 
     def _rule(self, ask: Ask, route: Route, regions: frozenset[str]) -> Ruling:

@@ -43,7 +43,9 @@ class RequestLog:
         log_prompts: bool = False,
         is_shared: bool = False,
         now: Callable[[], datetime] = partial(datetime.now, UTC),
+        region: str | None = None,
     ) -> None:
+        self._region = region
         self._path = sink if isinstance(sink, str) else None
         self._fd = sink if isinstance(sink, int) else -1
         self._log_prompts = log_prompts
@@ -60,6 +62,7 @@ class RequestLog:
         self.written = 0
         self.dropped = 0  # the queue was full
         self.lost = 0  # the sink refused
+        self.withheld = 0  # of requests bound to regions that the sink is outside of
 
     def start(self) -> None:
         """Raises StartError where no line could ever be written."""
@@ -75,7 +78,10 @@ class RequestLog:
             self._thread.join(STOP_S)
 
     def write(self, outcome: Outcome, question: str | None = None) -> None:
-        """Queue the line of one request, or drop it."""
+        """Queue the line of one request, or drop it. One bound to regions that we are outside of has none."""
+        if outcome.regions and self._region is not None and self._region not in outcome.regions:
+            self.withheld += 1
+            return
         if self._queued_bytes - self._done_bytes >= QUEUE_BYTES:
             self.dropped += 1
             return
@@ -93,6 +99,7 @@ class RequestLog:
             "lines_written": self.written,
             "lines_dropped": self.dropped,
             "lines_lost": self.lost,
+            "lines_withheld": self.withheld,
             "queue_bytes": self._queued_bytes - self._done_bytes,
         }
 
@@ -228,7 +235,7 @@ class NoLog:
     def write(self, outcome: Outcome, question: str | None = None) -> None: ...
 
     def stats(self) -> dict[str, float]:
-        return dict.fromkeys(("lines_written", "lines_dropped", "lines_lost", "queue_bytes"), 0)
+        return dict.fromkeys(("lines_written", "lines_dropped", "lines_lost", "lines_withheld", "queue_bytes"), 0)
 
 
 def open_log(settings: Server) -> RequestLog | NoLog:
@@ -236,4 +243,5 @@ def open_log(settings: Server) -> RequestLog | NoLog:
     if settings.request_log == "off":
         return NoLog()
     sink = 1 if settings.request_log == "stdout" else settings.request_log
-    return RequestLog(sink, settings.log_prompts, is_shared=settings.workers > 1)
+    region = settings.request_log_region or settings.region
+    return RequestLog(sink, settings.log_prompts, is_shared=settings.workers > 1, region=region)

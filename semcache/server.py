@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from time import perf_counter
@@ -23,14 +24,16 @@ from semcache.admit import ANONYMOUS, Admission
 from semcache.backends.connection import Body
 from semcache.backends.dispatch import Dispatcher
 from semcache.backends.fetch import UpstreamRequest
-from semcache.backends.headers import refuse_unforwardable
+from semcache.backends.headers import NODE, refuse_unforwardable
 from semcache.cache.policy import Directives, read_directives
 from semcache.config import Config
 from semcache.delivery import Deliverer, Headers, id_headers, own_headers, relayed, request_id
-from semcache.errors import STOPPING, ClientError, SemcacheError, UpstreamError
+from semcache.errors import STOPPING, ClientError, Overloaded, SemcacheError, UpstreamError
 from semcache.feedback import FeedbackDesk
 from semcache.forwarding import Forwarder, needs_of
+from semcache.gate import Gate
 from semcache.listener import ClientGone, Sender, read_ahead, read_body, stream_body, whole_response
+from semcache.metering import Meter, Tab
 from semcache.pacing import Timer
 from semcache.pipeline import Pipeline
 from semcache.planning import PLAN_BODY_BYTES, Plan, Planner
@@ -46,25 +49,38 @@ class Observer(Protocol):
     def observe(self, outcome: Outcome, question: str | None = None) -> None: ...
 
 
+class Signer(Protocol):
+    """Says to other semcaches who asks; see access/chain.py."""
+
+    def sign(self, tenant: Tenant, namespace: str, now_unix: float) -> str: ...
+
+
 class Server:
     def __init__(
         self,
         config: Config,
+        gate: Gate,
         admission: Admission,
         planner: Planner,
         pipeline: Pipeline,
         dispatcher: Dispatcher,
+        meter: Meter,
         observer: Observer,
         unready: Callable[[], Sequence[str]],
         clock: Callable[[], float],
         timer: Timer,
         desk: FeedbackDesk,
+        node: str = NODE,
+        signer: Signer | None = None,
     ) -> None:
+        self._node, self._signer, self._clock = node, signer, clock
         self._config = config
+        self._keeps_questions = config.server.log_prompts or (config.audit is not None and config.audit.prompts)
+        self._gate = gate
         self._admission = admission
         self._planner = planner
         self.deliverer = Deliverer(pipeline, clock, timer)
-        self._forwarder = Forwarder(dispatcher, admission.replaces_keys, timer.now)
+        self._forwarder = Forwarder(dispatcher, meter, lambda: admission.replaces_keys, timer.now)
         self._dispatcher = dispatcher
         self._observer = observer
         self._unready = unready
@@ -96,9 +112,8 @@ class Server:
         address = wire.find_address(request.raw_path) if request.method == "POST" else None
         if address is None and not wire.is_model_path(path):
             raise ClientError("no such path here; the models are under /v1/", status=404, code="not_found")
-        refuse_unforwardable(request.headers)
-        tenant = self._admission.identify(tunnel.with_offered_key(request.headers))
-        outcome.tenant = tenant.id
+        refuse_unforwardable(request.headers, self._node)
+        tenant = await self._gate.identify(request.headers, outcome)
         if address is None or not self._planner.caches(address):
             return await self._pass_through(request, path, tenant, outcome)
         outcome.dialect, outcome.endpoint = address.vendor, address.endpoint
@@ -116,9 +131,13 @@ class Server:
             plan = wanted
         outcome.model, outcome.stream = plan.ask.model, plan.ask.stream
         outcome.route, outcome.regions = plan.route_name, plan.regions
-        if self._config.server.log_prompts:
+        if self._keeps_questions:
             outcome.question = plan.ask.question
-        return await self._respond(request, plan, asked, outcome)
+        tab = await self._gate.let_in(plan, outcome)
+        try:
+            return await self._respond(request, plan, asked, outcome, tab)
+        finally:
+            self._gate.settle(tab)
 
     async def _plan(
         self, address: wire.Address, outcome: Outcome, headers: CIMultiDictProxy[str], body: bytes, tenant: Tenant
@@ -132,20 +151,29 @@ class Server:
         return self._planner.plan(*arguments)
 
     async def _respond(
-        self, request: web.BaseRequest, plan: Plan, asked: Directives, outcome: Outcome
+        self, request: web.BaseRequest, plan: Plan, asked: Directives, outcome: Outcome, tab: Tab
     ) -> web.StreamResponse:
-        source = partial(self._forwarder.write, request.headers)
+        identity = self._identity(plan.tenant, outcome.namespace)
+        source = partial(self._forwarder.write, request.headers, tab, identity=identity)
+        if tab.reservation.unpaid is not None:  # what is stored costs nothing
+            plan = replace(plan, way=tab.reservation.unpaid)
         delivery = await self.deliverer.respond(plan, asked, source, outcome)
         if outcome.tier is not None:
             exact = outcome.entry_key if outcome.tier is Tier.EXACT else plan.key.exact  # a batch's key is no entry's
             self._desk.remember(plan.tenant, exact or plan.key.exact, outcome)
         try:
             status, headers, body = delivery.status, delivery.headers, delivery.body
+            if tab.subjects:
+                headers = self._gate.limited(headers, tab)
             if isinstance(body, bytes):
                 return self._send_whole(request, status, headers, body, outcome, is_stream=delivery.is_stream)
             return await self._stream(request, plan, status, headers, body, outcome)
         finally:
             delivery.close()
+
+    def _identity(self, tenant: Tenant, namespace: str) -> Callable[[], str] | None:
+        signer = self._signer
+        return None if signer is None else lambda: signer.sign(tenant, namespace, self._clock())
 
     # DELIVER
 
@@ -224,6 +252,8 @@ class Server:
             if request.content_type == "multipart/form-data":
                 model, body = await read_form_model(request.headers["Content-Type"], body)
         way, route, outcome.route = self._planner.way_for_path(path, request.headers, model, tenant)
+        outcome.regions = way.regions
+        self._gate.settle(self._gate.let_pass(tenant))
         is_safe = request.method in ("GET", "HEAD", "OPTIONS") and isinstance(body, bytes)
         reply = await self._dispatcher.fetch(
             way,
@@ -234,6 +264,7 @@ class Server:
                 body,
                 length=length,
                 pass_key=not self._admission.replaces_keys,
+                identity=self._identity(tenant, outcome.namespace),
                 switches=switches,
             ),
             needs_of(route, outcome.route, body if isinstance(body, bytes) else b"", is_repeatable=is_safe)._replace(
@@ -279,8 +310,7 @@ class Server:
         if request.method != "POST":
             message = "feedback is sent with POST; the operator reads it on the admin port"
             raise ClientError(message, status=405, code="method_not_allowed", headers={"Allow": "POST"})
-        tenant = self._admission.identify(request.headers)
-        outcome.tenant = tenant.id
+        tenant = await self._gate.identify(request.headers, outcome)
         body = await read_body(request, self._config.server, feedback.MAX_BODY)
         answer = await self._desk.take(tenant, body, outcome)
         outcome.verdict = Verdict.BYPASS
@@ -299,11 +329,11 @@ class Server:
             if error.code == "not_cached" and outcome.reason is not None:  # looked up, neither hit nor forwarded
                 headers.append(("Cache-Status", f"semcache; detail={outcome.reason}"))
         outcome.verdict = Verdict.REFUSED
-        outcome.error = type(error).__name__
-        if isinstance(error, ClientError):
+        outcome.error, outcome.code = type(error).__name__, error.code
+        if isinstance(error, (ClientError, Overloaded)):
             headers += error.headers.items()
-            if error.status >= 500:
-                headers.append(("x-should-retry", "false"))  # the SDKs retry a 5xx, and it would not help
+        if isinstance(error, ClientError) and error.status >= 500 and "Retry-After" not in error.headers:
+            headers.append(("x-should-retry", "false"))  # the SDKs retry a 5xx, and it would not help
         body = wire.error_shape(path).error_body(error, outcome.request_id)
         return self._send_whole(request, error.status, headers, body, outcome)
 

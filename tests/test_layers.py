@@ -36,7 +36,7 @@ STOREYS: tuple[tuple[set[str], ...], ...] = (
     ),
     (
         {"pipeline", "planning", "forwarding", "batches", "delivery", "pacing", "feedback", "explaining"}
-        | {"answer_judge", "learning", "shadow", "vouching", "reload"},
+        | {"answer_judge", "learning", "shadow", "vouching", "reload", "metering", "gate"},
     ),
     ({"server"}, {"admin", "admin_keys", "admin_usage"}, {"tuning"}),
     (

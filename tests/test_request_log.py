@@ -85,7 +85,9 @@ def test_lines_arrive_in_order_and_whole(tmp_path: Path) -> None:
         log.write(an_outcome(number))
     log.stop()
     assert [line["request_id"] for line in lines_of(tmp_path / "requests.log")] == [f"request-{n}" for n in range(500)]
-    assert log.stats() == {"lines_written": 500, "lines_dropped": 0, "lines_lost": 0, "queue_bytes": 0}
+    stats = log.stats()
+    assert stats.pop("lines_written") == 500
+    assert set(stats.values()) == {0}
 
 
 def test_questions_are_logged_only_where_the_operator_asked(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ async def test_a_realtime_session_of_the_sdk_passes(tmp_path: Path) -> None:
         [asked] = server.requests
         assert asked.path == "/v1/realtime?model=gpt-realtime&x=%252F"
         assert asked.headers.get_all("Authorization") == ["Bearer sk-test"]
-        assert (asked.headers["X-Note"], asked.headers["Via"]) == ("a", "1.1 semcache")
+        assert (asked.headers["X-Note"], asked.headers["Via"]) == ("a", f"1.1 {proxy.app.node}")
         assert asked.headers["Host"] in server.url
 
 
@@ -298,7 +298,7 @@ async def test_the_model_in_the_query_picks_the_route(tmp_path: Path) -> None:
 
 async def test_a_tunnel_that_leads_back_here_is_cut(tmp_path: Path) -> None:
     async with facing(tmp_path, [WaitForClose()]) as (proxy, upstream):
-        async with raw(proxy, handshake(*ASKS, "Via: 1.1 semcache")) as client:
+        async with raw(proxy, handshake(*ASKS, f"Via: 1.1 {proxy.app.node}")) as client:
             assert (await client.head()).startswith("HTTP/1.1 508 ")
         assert upstream.connections == 0
 

@@ -84,8 +84,8 @@ class AuditLog:
     def record(self, event: Event, *, regions: frozenset[str] = frozenset(), **facts: Any) -> None:
         """Queue one line. Never waits; called on one thread, that of the event loop.
 
-        `regions`: those that the tenant or the route is bound to, empty: any. Where the file lies outside them, or
-        nobody said where it lies, nothing but the event is written, counted together with others like it.
+        `regions`: those that the tenant or the route is bound to, empty: any. Where the file lies outside them
+        nothing but the event is written, counted together with others like it.
         `question` among the facts is left out unless the settings want it.
         """
         if event is Event.HIT and not self._settings.hits:
@@ -95,7 +95,7 @@ class AuditLog:
             return
         if not self._settings.prompts:
             facts.pop("question", None)
-        may_tell = not regions or self._region in regions
+        may_tell = not regions or self._region is None or self._region in regions
         self.withheld += not may_tell
         # Rendered here and not on the thread: a thread running Python holds the loop up for 5 ms at a time.
         record = render(event, self._now(), facts) if may_tell else b""

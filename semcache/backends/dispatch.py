@@ -20,6 +20,7 @@ from time import monotonic, time
 from typing import Any, NamedTuple
 
 from semcache.backends.backoff import pause_s
+from semcache.backends.balance import queue
 from semcache.backends.budget import Budget
 from semcache.backends.fetch import Fetcher, Reply, UpstreamRequest
 from semcache.backends.fleet import Fleet
@@ -97,6 +98,14 @@ class _Call:
     attempts: int = 0
 
 
+class _Began(NamedTuple):
+    """What an attempt met."""
+
+    at: float  # monotonic seconds
+    crowd: int  # requests there, itself included
+    joined: float  # the same with prompts that were still to be read: see balance.queue
+
+
 class Dispatcher:
     def __init__(
         self,
@@ -140,7 +149,7 @@ class Dispatcher:
         """
         self.requests += 1
         way = self.fleet.narrow(way, needs.model)
-        call = _Call(request, needs, Search(way, needs.priority, needs.is_nearest_first, needs.prompt))
+        call = _Call(request, needs, Search(way, needs.priority, needs.is_nearest_first, needs.prompt, needs.model))
         budget = self._budget(self._retries, needs.route, needs.retry.budget)
         budget.asked(self._clock())
         found = await self._ask(call, await self._placing.place(call.search))
@@ -206,7 +215,7 @@ class Dispatcher:
         try:
             if pause:
                 await self._sleep(pause_s(call.attempts - 1, call.needs.retry.backoff, self._chance))
-            begun, crowd = self._clock(), state.in_flight
+            begun, crowd, joined = self._clock(), state.in_flight, queue(state.in_flight, state.tokens)
             reply = await self._first_byte(call, state, target)
         except UpstreamError as error:
             now = self._clock()
@@ -214,18 +223,21 @@ class Dispatcher:
             state.failures += 1
             self.fleet.look_now(state)
             if error.status == 504:
-                state.limit.dropped(now)
-            self._give_back(place, call)
+                state.limit.dropped(now, crowd)
+                state.ttft.observe((now - begun) / joined, now)
+            self._placing.give_back(place)
             return error
         except BaseException:  # cancelled, or nothing that may be forwarded: no word on the backend
             vitals.ended(self._clock(), spell)
-            self._give_back(place, call)
+            self._placing.give_back(place)
             raise
-        self._learn_from(call, place, reply, begun, crowd)
-        return Answering(reply, target, model, lambda: self._give_back(place, call))
+        finally:
+            state.begun(call.search.tokens)
+        self._learn_from(call, place, reply, _Began(begun, crowd, joined))
+        return Answering(reply, target, model, lambda: self._placing.give_back(place))
 
-    def _learn_from(self, call: _Call, place: Place, reply: Reply, begun: float, crowd: int) -> None:
-        """What an answer tells about the backend. `crowd`: requests there when it began."""
+    def _learn_from(self, call: _Call, place: Place, reply: Reply, began: _Began) -> None:
+        """What an answer tells about the backend."""
         state, vitals, now = place.state, place.state.vitals, self._clock()
         # A caller's own key that is passed through is limited for him alone; a busy server is busy for everybody.
         is_for_all = place.target.api_key or reply.status in (503, 529)
@@ -233,7 +245,7 @@ class Dispatcher:
         if rest is not None:
             vitals.rest(now + rest)
         if reply.status in OVERLOAD_STATUSES:
-            state.limit.dropped(now)
+            state.limit.dropped(now, began.crowd)
         if reply.status in FAILURE_STATUSES and rest is None:
             state.failures += 1
             vitals.failed(now, place.spell)
@@ -241,9 +253,9 @@ class Dispatcher:
             vitals.ended(now, place.spell)
         else:
             vitals.succeeded(now, place.spell)
-            state.ttft.observe(now - begun, now)
+            state.ttft.observe((now - began.at) / began.joined, now)
             if call.needs.is_stream:  # a JSON answer's first byte is its last: that tells of its length, not of a queue
-                state.limit.observe(now - begun, crowd, now, call.search.tokens)
+                state.limit.observe(now - began.at, began.crowd, now, call.search.tokens)
 
     async def _first_byte(self, call: _Call, state: BackendState, target: Target) -> Reply:
         """Raises UpstreamError, also for a backend that is given up while we wait."""
@@ -266,10 +278,8 @@ class Dispatcher:
     def _leave(self, place: Place, call: _Call) -> None:
         """A place that was taken and is not needed."""
         place.state.vitals.ended(self._clock(), place.spell)
-        self._give_back(place, call)
-
-    def _give_back(self, place: Place, call: _Call) -> None:
-        self._placing.give_back(place, call.search.tokens)
+        place.state.begun(call.search.tokens)
+        self._placing.give_back(place)
 
     # Whether to go on
 

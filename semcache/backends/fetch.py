@@ -21,7 +21,7 @@ from multidict import CIMultiDict
 from pydantic import SecretStr
 
 from semcache.backends.connection import READ_BYTES, Body, Exchange
-from semcache.backends.headers import forwarded_headers, returned_headers
+from semcache.backends.headers import NODE, forwarded_headers, returned_headers
 from semcache.backends.pool import ConnectionPool, Dialling, Resolver, resolve
 from semcache.backends.proxying import Proxy, ProxyError, find_proxy, refusal
 from semcache.backends.target import Origin, Target, targets_of
@@ -43,6 +43,7 @@ class UpstreamRequest:
     length: int | None = None  # of a stream, if it is known: sent as Content-Length, else the stream goes out in chunks
     want_recording: bool = False  # the answer will be read by us: asked for without a content coding
     pass_key: bool = True  # send the caller's key where a backend has none of its own; see headers.py
+    identity: Callable[[], str] | None = None  # who asks, signed for one use: for backends that are semcaches, too
     switches: bool = False  # a WebSocket handshake: a Reply of status 101 has a tunnel
 
 
@@ -105,10 +106,13 @@ class Fetcher:
         environ: Mapping[str, str] = os.environ,
         now: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
+        node: str = NODE,
     ) -> None:
         """`tls`: who is trusted; None for the system's certificate authorities, or those that SSL_CERT_FILE and
-        SSL_CERT_DIR name. `environ`: where HTTP_PROXY and its like are looked for, once for each backend.
+        SSL_CERT_DIR name. `environ`: where HTTP_PROXY and its like are looked for, once for each backend. `node`: our
+        name in Via.
         """
+        self._node = node
         self._tls = tls
         self._resolve, self._environ, self._now, self._chance = resolve, environ, now, chance
         self._dialling: Dialling | None = None
@@ -165,7 +169,7 @@ class Fetcher:
         pool = self._pools.get(_key(target)) or self._open_pool(target)
         # A tunnel is the backend's own connection; without one the proxy reads every request.
         proxy = None if target.origin.tls else pool.proxy
-        head = _head(target, request, proxy)  # before a connection is taken: it may refuse
+        head = _head(target, request, proxy, self._node)  # before a connection is taken: it may refuse
         while True:
             connection, used_before = await pool.acquire(target.name, target.connect_s)
             exchange = Exchange(
@@ -214,7 +218,7 @@ def _is_repeatable(request: UpstreamRequest) -> bool:
     return request.method in _REPEATABLE and isinstance(request.body, bytes)
 
 
-def _head(target: Target, request: UpstreamRequest, proxy: Proxy | None) -> bytes:
+def _head(target: Target, request: UpstreamRequest, proxy: Proxy | None, node: str) -> bytes:
     """Request line and fields, as bytes. `proxy`: it reads them and asks the backend. Raises ClientError."""
     path = target.path(request.path_and_query)
     if proxy is not None:
@@ -228,6 +232,8 @@ def _head(target: Target, request: UpstreamRequest, proxy: Proxy | None) -> byte
         request.want_recording,
         pass_key=request.pass_key,
         is_unpacked=isinstance(request.body, bytes),  # a body that is held was read, and reading unpacks it
+        node=node,
+        identity=request.identity,
     )
     if PROTOCOLS in request.headers:
         fields = _without_offered_keys(fields, target, pass_key=request.pass_key)

@@ -134,7 +134,7 @@ class Fleet:
 
     async def _check(self, state: BackendState) -> bool:
         health = state.settings.health
-        return await check_over_http(self._fetcher, state.target, health.path, health.timeout)
+        return await check_over_http(self._fetcher, state.target, health.path)
 
     def _answered(self, state: BackendState, took_s: float) -> None:
         state.round_trip.observe(took_s, self.clock())
@@ -167,10 +167,11 @@ def _interval_s(state: BackendState, routes: Sequence[Route]) -> float:
     said = state.settings.health.interval
     if said is not None:
         return said
-    name = state.target.pool
+    own = state.target
     ways = [*(route.pools for route in routes), *(arm.pools for route in routes for arm in route.split)]
-    has_other = any(len(choices) > 1 and name in (choice.pool for choice in choices) for choices in ways)
-    return CHECK_S if has_other or len(tuple(targets_of(name, state.settings))) > 1 else 0.0
+    has_other = any(len(choices) > 1 and own.pool in (choice.pool for choice in choices) for choices in ways)
+    like_it = [t for t in targets_of(own.pool, state.settings) if t.backend.dialect == own.backend.dialect]
+    return CHECK_S if has_other or len(like_it) > 1 else 0.0
 
 
 def _identity(target: Target, pool: Pool) -> tuple[object, ...]:

@@ -12,9 +12,9 @@ from functools import partial
 from random import Random
 from typing import NamedTuple
 
-from semcache.backends.balance import Asked, rank
+from semcache.backends.balance import Asked, expected_s, rank
 from semcache.backends.fleet import Fleet, PoolState
-from semcache.backends.prefix import chain
+from semcache.backends.prefix import chain, prompt_of
 from semcache.backends.routing import BYTES_PER_TOKEN, Option, Way
 from semcache.backends.state import BackendState
 from semcache.backends.target import Target
@@ -30,7 +30,8 @@ class Search:
     way: Way
     priority: Priority
     is_nearest_first: bool
-    prompt: bytes
+    prompt: bytes  # the body, as it is sent
+    model: str | None = None
     tried: set[str] = field(default_factory=set)  # backends that have been asked for it
     passed: set[str] = field(default_factory=set)  # pools in which it has waited long enough
     _chunks: dict[int, tuple[int, ...]] = field(default_factory=dict)  # by size
@@ -41,7 +42,7 @@ class Search:
         if pool.balance == "prefix":
             size = pool.prefix.chunk
             if size not in self._chunks:
-                self._chunks[size] = chain(self.prompt, size)
+                self._chunks[size] = chain(prompt_of(self.prompt, self.model), size)
             chunks = self._chunks[size]
         return Asked(self.tokens, chunks)
 
@@ -82,7 +83,7 @@ class Placing:
                 if not free or not pool.room.may_pass(search.priority, turn):
                     if able and later and self._waits_here(search, option, pool):
                         return None
-                elif self._is_slow(pool, free) and any(self._has_place(search, other) for other in later):
+                elif self._is_slow(search, pool, free) and any(self._has_place(search, other) for other in later):
                     self.overflows += 1
                 else:
                     return self._take(search, option, pool, free)
@@ -95,8 +96,8 @@ class Placing:
             turn = await self._wait(search, turn)
         return place
 
-    def give_back(self, place: Place, tokens: int) -> None:
-        place.state.finish(tokens)
+    def give_back(self, place: Place) -> None:
+        place.state.finish()
         if self._fleet.has(place.target.pool):
             self._fleet.pool(place.target.pool).room.wake()
 
@@ -142,13 +143,13 @@ class Placing:
     def _has_place(self, search: Search, option: Option) -> bool:
         return any(state.has_room() for state in self._fleet.well(option, search.tried))
 
-    def _is_slow(self, pool: PoolState, free: Sequence[BackendState]) -> bool:
+    def _is_slow(self, search: Search, pool: PoolState, free: Sequence[BackendState]) -> bool:
         """Whether even the quickest of these is expected to begin later than the pool's overflow says."""
         limit_s = pool.settings.overflow.ttft
         if limit_s is None:
             return False
-        now = self._fleet.clock()
-        expected = [state.ttft_s(now) for state in free]
+        asked, now = Asked(search.tokens), self._fleet.clock()
+        expected = [expected_s(state, asked, now) for state in free]
         return all(ttft_s is not None and ttft_s > limit_s for ttft_s in expected)
 
     def _in_order(self, search: Search) -> Sequence[Option]:

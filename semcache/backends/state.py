@@ -9,6 +9,7 @@ import asyncio
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
+from semcache.backends.balance import Asked, expected_s
 from semcache.backends.concurrency import AdaptiveLimit
 from semcache.backends.ewma import PeakEwma
 from semcache.backends.health import Vitals
@@ -42,11 +43,11 @@ class BackendState:
     def __init__(self, target: Target, pool: Pool) -> None:
         self.vitals = Vitals(pool.health)
         self.limit = AdaptiveLimit(target.backend.max_in_flight, pool.adaptive)
-        self.ttft = PeakEwma()  # seconds to the first byte of an answer
+        self.ttft = PeakEwma()  # seconds to the first byte of an answer, for each unit of balance.queue it had joined
         self.round_trip = PeakEwma()  # seconds to its host and back
         self.prefixes = PrefixMap(pool.prefix.remember)
         self.in_flight = 0
-        self.tokens = 0  # of their prompts, estimated
+        self.tokens = 0  # of the prompts that wait for their first token, estimated
         self.requests = 0
         self.failures = 0
         self.is_lost = False  # its checks have failed, and it has not answered one since
@@ -66,6 +67,7 @@ class BackendState:
         return self.vitals.share(now)
 
     def ttft_s(self, now: float) -> float | None:
+        """For each unit of queue: see balance.queue."""
         return self.ttft.value(now)
 
     def has_room(self) -> bool:
@@ -90,15 +92,19 @@ class BackendState:
     # What happens
 
     def begin(self, tokens: int, now: float) -> int:
-        """A request takes a place; `finish` gives it back. Returns what its end is told to `vitals` with."""
+        """A request takes a place; `begun` and then `finish` give it back. Returns what its end is told to `vitals`
+        with."""
         self.in_flight += 1
         self.tokens += tokens
         self.requests += 1
         return self.vitals.begin(now)
 
-    def finish(self, tokens: int) -> None:
-        self.in_flight -= 1
+    def begun(self, tokens: int) -> None:
+        """Its first token has come, or it has ended without one: the prompt is read."""
         self.tokens -= tokens
+
+    def finish(self) -> None:
+        self.in_flight -= 1
 
     def waits(self, patience: asyncio.Timeout) -> None:
         """A request waits for its first byte under this timeout, until `waits_no_more`."""
@@ -119,6 +125,6 @@ class BackendState:
             "limit": self.limit.limit,
             "requests": self.requests,
             "failures": self.failures,
-            "ttft_s": self.ttft.value(now),
+            "ttft_s": expected_s(self, Asked(0), now),  # of a short request that came now
             "round_trip_s": self.round_trip.value(now),
         }

@@ -59,6 +59,7 @@ class Flushing:
         self.faults = 0
         self.written = 0
         self._is_failing = False
+        self._is_stopped = False
 
     async def start(self) -> None:
         """Open the file and learn what limits have counted before. Raises StartError."""
@@ -71,7 +72,10 @@ class Flushing:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Write the last of it."""
+        """Write the last of it. Does nothing twice."""
+        if self._is_stopped:
+            return
+        self._is_stopped = True
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):

@@ -43,6 +43,7 @@ class Recording:
         self.backend: str | None = None
         self.region: str | None = None  # of the backend
         self.model: str | None = None  # whose answer it is, where another was asked than the request names
+        self.purpose = "request"  # of the fetch: request, refresh, explore or shadow
         self.attempts = 0  # backends that were asked for it
         self.reading: Reading | None = None
         self.stored = False  # durable in the store

@@ -1,0 +1,122 @@
+"""METERING: what each fetch is billed, told once, when it ends: whoever waited for it, and whether it came whole.
+
+So money and tokens are counted where they are spent. A hit, and whoever joins another's fetch, spends nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from semcache.access.quota import Quotas, Reservation
+from semcache.backends.target import Target
+from semcache.config import Limits
+from semcache.planning import Plan
+from semcache.status_headers import replayed_before
+from semcache.types import Usage
+from semcache.usage import Fetched, Ledger, Purpose
+from semcache.usage.estimates import complete
+from semcache.wire.dialect import Reading
+from semcache.wire.recording import Recording
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Tab:
+    """What a request may spend, and whether something was fetched for it."""
+
+    reservation: Reservation
+    subjects: Sequence[tuple[str, Limits]] = ()
+    is_fetching: bool = False
+
+
+class Meter:
+    """Belongs to the event loop. Raises nothing: an answer is not lost for want of its bill."""
+
+    def __init__(self, ledger: Ledger, quotas: Quotas, clock: Callable[[], float] = time.time) -> None:
+        """`clock`: unix seconds."""
+        self._ledger = ledger
+        self._quotas = quotas
+        self._clock = clock
+        self._counting: set[asyncio.Task[None]] = set()
+        self.faults = 0
+
+    def not_fetched(self, tab: Tab) -> None:
+        """No backend gave an answer."""
+        self._settle(tab, None, None)
+
+    def fetched(
+        self,
+        plan: Plan,
+        target: Target,
+        recording: Recording,
+        reading: Reading | None,
+        pieces: Sequence[bytes],
+        tab: Tab,
+    ) -> None:
+        """A fetch has ended. `reading`: what it turned out to be; None where it broke off or everybody left. `pieces`:
+        what came of it."""
+        if replayed_before(recording.headers) is not None:
+            self._settle(tab, None, None)  # a semcache behind us had it stored: no model was asked
+            return
+        if recording.status >= 400 or not recording.status:
+            self._settle(tab, None, None)  # an upstream bills no errors
+            return
+        told = reading.usage if reading is not None else None
+        if told is not None:
+            self._bill(plan, target, recording, told, tab)
+            return
+        task = asyncio.ensure_future(self._estimate(plan, target, recording, reading is None, pieces, tab))
+        self._counting.add(task)
+        task.add_done_callback(self._counting.discard)
+
+    async def drain(self) -> None:
+        """Wait until everything that has ended is counted."""
+        await asyncio.gather(*self._counting, return_exceptions=True)
+
+    async def _estimate(
+        self, plan: Plan, target: Target, recording: Recording, was_cut: bool, pieces: Sequence[bytes], tab: Tab
+    ) -> None:
+        try:
+            usage = await complete(None, plan.ask, pieces, was_cut)
+        except Exception as exc:
+            self.faults += 1
+            log.error("the tokens of an answer could not be counted: %s", type(exc).__name__)
+            self._settle(tab, None, None)
+            return
+        self._bill(plan, target, recording, usage, tab)
+
+    def _bill(self, plan: Plan, target: Target, recording: Recording, usage: Usage, tab: Tab) -> None:
+        try:
+            nano_usd = self._ledger.fetched(
+                Fetched(
+                    tenant=plan.tenant.id,
+                    key=plan.tenant.key,
+                    model=recording.model or plan.ask.model,
+                    backend=target.name,
+                    region=target.backend.region,
+                    usage=usage,
+                    purpose=Purpose(recording.purpose),
+                    price=target.backend.price,
+                )
+            )
+        except Exception as exc:
+            self.faults += 1
+            log.error("a fetch could not be billed: %s", type(exc).__name__)
+            nano_usd = None
+        self._settle(tab, usage, nano_usd)
+
+    def _settle(self, tab: Tab, usage: Usage | None, nano_usd: int | None) -> None:
+        if not tab.subjects:
+            return
+        if not tab.reservation.is_settled:
+            self._quotas.settle(tab.reservation, usage, nano_usd, self._clock())
+        elif usage is not None:  # one request can have two fetches, and its reservation is for the first
+            self._quotas.charge(tab.subjects, usage, nano_usd, self._clock())
+
+    def stats(self) -> dict[str, float]:
+        return {"faults": self.faults}
