@@ -73,11 +73,19 @@ class Gate:
             outcome.flags = plan.inspection.flags
             if plan.inspection.refused is not None:
                 raise refusal(plan.inspection.refused)
+        tab = self._reserve(plan)
         guardrails = plan.route.guardrails
-        if guardrails.extraction != "off":
-            self._heed(self._watch.seen(plan.tenant.id, plan.tenant.key, plan.key.exact, guardrails), outcome)
-        if guardrails.hook is not None:
-            self._heed(await self._ask_hook(guardrails.hook, plan, outcome), outcome)
+        try:  # limits come first: whoever is over his has no firewall asked, and gets nothing that he could copy
+            if guardrails.extraction != "off":
+                self._heed(self._watch.seen(plan.tenant.id, plan.tenant.key, plan.key.exact, guardrails), outcome)
+            if guardrails.hook is not None:
+                self._heed(await self._ask_hook(guardrails.hook, plan, outcome), outcome)
+        except BaseException:
+            self.settle(tab)
+            raise
+        return tab
+
+    def _reserve(self, plan: Plan) -> Tab:
         subjects = self._admission.limits(plan.tenant)
         if not subjects:
             return Tab(NOTHING)
@@ -86,7 +94,10 @@ class Gate:
 
     def let_pass(self, tenant: Tenant) -> Tab:
         """A request that no dialect here understands: it counts, and what it costs is not known. Raises ClientError."""
-        return Tab(self._quotas.reserve(self._admission.limits(tenant), 0, self._clock()))
+        subjects = self._admission.limits(tenant)
+        tab = Tab(self._quotas.reserve(subjects, 0, self._clock()), subjects)
+        self.settle(tab)
+        return tab
 
     def limited(self, headers: Sequence[tuple[str, str]], tab: Tab) -> list[tuple[str, str]]:
         """A reply's fields with what is left of this caller's limits, in the place of what an upstream says of ours."""

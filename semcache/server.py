@@ -136,6 +136,8 @@ class Server:
         tab = await self._gate.let_in(plan, outcome)
         try:
             return await self._respond(request, plan, asked, outcome, tab)
+        except SemcacheError as error:
+            return self._refuse(path, error, outcome, request, tab)
         finally:
             self._gate.settle(tab)
 
@@ -253,29 +255,30 @@ class Server:
                 model, body = await read_form_model(request.headers["Content-Type"], body)
         way, route, outcome.route = self._planner.way_for_path(path, request.headers, model, tenant)
         outcome.regions = way.regions
-        self._gate.settle(self._gate.let_pass(tenant))
+        tab = self._gate.let_pass(tenant)
         is_safe = request.method in ("GET", "HEAD", "OPTIONS") and isinstance(body, bytes)
-        reply = await self._dispatcher.fetch(
-            way,
-            UpstreamRequest(
-                request.method,
-                request.raw_path,
-                request.headers,
-                body,
-                length=length,
-                pass_key=not self._admission.replaces_keys,
-                identity=self._identity(tenant, outcome.namespace),
-                switches=switches,
-            ),
-            needs_of(route, outcome.route, body if isinstance(body, bytes) else b"", is_repeatable=is_safe)._replace(
-                model=model
-            ),
+        onward = UpstreamRequest(
+            request.method,
+            request.raw_path,
+            request.headers,
+            body,
+            length=length,
+            pass_key=not self._admission.replaces_keys,
+            identity=self._identity(tenant, outcome.namespace),
+            switches=switches,
         )
+        needs = needs_of(route, outcome.route, body if isinstance(body, bytes) else b"", is_repeatable=is_safe)
+        try:
+            reply = await self._dispatcher.fetch(way, onward, needs._replace(model=model))
+        except SemcacheError as error:
+            return self._refuse(path, error, outcome, request, tab)
         try:
             outcome.fwd_status, outcome.backend = reply.status, reply.backend
             outcome.region, outcome.attempts = reply.target.backend.region, reply.attempts
             outcome.request_id = request_id(reply.headers) or outcome.request_id
             headers = [*relayed(reply.headers), *own_headers(outcome)]
+            if tab.subjects:
+                headers = self._gate.limited(headers, tab)
             if reply.reply.tunnel is not None:
                 return await self._relay(request, reply.reply.tunnel, headers, outcome)
             return await self._stream(request, None, reply.status, headers, reply.chunks(), outcome, reply.reply.length)
@@ -318,9 +321,9 @@ class Server:
         return self._send_whole(request, 200, headers, orjson.dumps(answer), outcome)
 
     def _refuse(
-        self, path: str, error: SemcacheError, outcome: Outcome, request: web.BaseRequest
+        self, path: str, error: SemcacheError, outcome: Outcome, request: web.BaseRequest, tab: Tab | None = None
     ) -> web.StreamResponse:
-        """A 4xx or 5xx of our own, in the shape that the caller's SDK expects."""
+        """A 4xx or 5xx of our own, in the shape that the caller's SDK expects. `tab`: of a request that was let in."""
         headers = [("Content-Type", JSON)]
         if isinstance(error, UpstreamError):
             headers += own_headers(outcome)
@@ -334,6 +337,8 @@ class Server:
             headers += error.headers.items()
         if isinstance(error, ClientError) and error.status >= 500 and "Retry-After" not in error.headers:
             headers.append(("x-should-retry", "false"))  # the SDKs retry a 5xx, and it would not help
+        if tab is not None and tab.subjects:
+            headers = self._gate.limited(headers, tab)
         body = wire.error_shape(path).error_body(error, outcome.request_id)
         return self._send_whole(request, error.status, headers, body, outcome)
 
