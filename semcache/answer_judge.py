@@ -90,7 +90,10 @@ class PoolJudge:
                 way = find_way([PoolChoice(pool=settings.pool)], self._pools, vendor, plan.regions, settings.model)
             except ClientError:  # none of this dialect, or in none of the tenant's regions
                 continue
-            return await self._ask_one(settings.model, vendor, way.targets, texts)
+            # A semcache behind us would not be told whose answers these are, and might pass them on to anywhere.
+            targets = [target for target in way.targets if not (plan.regions and target.backend.chain)]
+            if targets:
+                return await self._ask_one(settings.model, vendor, targets, texts)
         raise ClientError(f"pool {settings.pool} has no backend that may see this tenant's answers")
 
     async def _ask_one(self, model: str, vendor: str, targets: Sequence[Target], texts: str) -> str | None:

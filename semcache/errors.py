@@ -42,6 +42,17 @@ class ClientError(SemcacheError):
         self.headers = dict(headers or {})
 
 
+class OutOfRegion(ClientError):
+    """It could only be served outside the regions it is bound to: 403.
+
+    `regions`: those. A log outside them is told nothing of the refusal either.
+    """
+
+    def __init__(self, message: str, regions: frozenset[str]) -> None:
+        super().__init__(message, status=403, code="region_not_allowed")
+        self.regions = regions
+
+
 class UpstreamError(SemcacheError):
     """No usable answer came from any backend: 502, or 504 when it was a deadline."""
 

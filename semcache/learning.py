@@ -246,7 +246,7 @@ class Learning:
         if isinstance(texts, bool):
             return texts, How.EQUAL
         match = plan.route.match
-        vectors = [await self._vector(text) for text in texts]
+        vectors = [await self._vector(text) if plan.ruling.may_embed else None for text in texts]
         if vectors[0] is not None and vectors[1] is not None:
             cuts = Cuts(match.answers_alike, match.answers_differ)
             similarity = float(vectors[0] @ vectors[1])

@@ -221,7 +221,7 @@ class Planner:
         if not self.residency.may_store(regions):
             return replace(ruling, skip_lookup=Reason.REGION, may_store=False, may_coalesce=False)
         if not self.residency.may_embed(regions):
-            return replace(ruling, exact_only=ruling.exact_only or Reason.EXACT_ONLY)
+            return replace(ruling, exact_only=ruling.exact_only or Reason.EXACT_ONLY, may_embed=False)
         return ruling
 
     def way_for_path(

@@ -8,7 +8,7 @@ where the node is. A node that is not placed is taken to be wherever its tenants
 from __future__ import annotations
 
 from semcache.config import Config
-from semcache.errors import ClientError
+from semcache.errors import OutOfRegion
 
 Regions = frozenset[str]  # that a request is bound to; empty: any
 
@@ -23,14 +23,17 @@ class Residency:
         self.refused = 0
 
     def refuse_outsiders(self, regions: Regions) -> None:
-        """Raises ClientError 403 for a request that may not be here."""
-        if not _is_within(self.here, regions):
+        """Raises OutOfRegion for a request that may not be here."""
+        self._refuse(self.here, "this node", regions)
+
+    def refuse_store(self, regions: Regions) -> None:
+        """The same for a request that is of no use without the store."""
+        self._refuse(self.store, "the store of this node", regions)
+
+    def _refuse(self, place: str | None, what: str, regions: Regions) -> None:
+        if not _is_within(place, regions):
             self.refused += 1
-            raise ClientError(
-                f"this key may use {', '.join(sorted(regions))} only, and this node is in {self.here}",
-                status=403,
-                code="region_not_allowed",
-            )
+            raise OutOfRegion(f"this key may use {', '.join(sorted(regions))} only, and {what} is in {place}", regions)
 
     def may_store(self, regions: Regions) -> bool:
         return _is_within(self.store, regions)

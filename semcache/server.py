@@ -28,7 +28,7 @@ from semcache.backends.headers import NODE, refuse_unforwardable
 from semcache.cache.policy import Directives, read_directives
 from semcache.config import Config
 from semcache.delivery import Deliverer, Headers, id_headers, own_headers, relayed, request_id
-from semcache.errors import STOPPING, ClientError, Overloaded, SemcacheError, UpstreamError
+from semcache.errors import STOPPING, ClientError, OutOfRegion, Overloaded, SemcacheError, UpstreamError
 from semcache.feedback import FeedbackDesk
 from semcache.forwarding import Forwarder, needs_of
 from semcache.gate import Gate
@@ -155,7 +155,7 @@ class Server:
     async def _respond(
         self, request: web.BaseRequest, plan: Plan, asked: Directives, outcome: Outcome, tab: Tab
     ) -> web.StreamResponse:
-        identity = self._identity(plan.tenant, outcome.namespace)
+        identity = self._identity(plan.tenant, outcome.namespace, plan.regions)
         source = partial(self._forwarder.write, request.headers, tab, identity=identity)
         if tab.reservation.unpaid is not None:  # what is stored costs nothing
             plan = replace(plan, way=tab.reservation.unpaid)
@@ -173,9 +173,12 @@ class Server:
         finally:
             delivery.close()
 
-    def _identity(self, tenant: Tenant, namespace: str) -> Callable[[], str] | None:
+    def _identity(self, tenant: Tenant, namespace: str, regions: frozenset[str]) -> Callable[[], str] | None:
+        """`regions`: that this request is bound to; its route may have said more than its tenant."""
         signer = self._signer
-        return None if signer is None else lambda: signer.sign(tenant, namespace, self._clock())
+        if signer is None:
+            return None
+        return lambda: signer.sign(replace(tenant, regions=regions), namespace, self._clock())
 
     # DELIVER
 
@@ -264,7 +267,7 @@ class Server:
             body,
             length=length,
             pass_key=not self._admission.replaces_keys,
-            identity=self._identity(tenant, outcome.namespace),
+            identity=self._identity(tenant, outcome.namespace, way.regions),
             switches=switches,
         )
         needs = needs_of(route, outcome.route, body if isinstance(body, bytes) else b"", is_repeatable=is_safe)
@@ -314,6 +317,7 @@ class Server:
             message = "feedback is sent with POST; the operator reads it on the admin port"
             raise ClientError(message, status=405, code="method_not_allowed", headers={"Allow": "POST"})
         tenant = await self._gate.identify(request.headers, outcome)
+        self._planner.residency.refuse_store(tenant.regions)
         body = await read_body(request, self._config.server, feedback.MAX_BODY)
         answer = await self._desk.take(tenant, body, outcome)
         outcome.verdict = Verdict.BYPASS
@@ -333,6 +337,8 @@ class Server:
                 headers.append(("Cache-Status", f"semcache; detail={outcome.reason}"))
         outcome.verdict = Verdict.REFUSED
         outcome.error, outcome.code = type(error).__name__, error.code
+        if isinstance(error, OutOfRegion):
+            outcome.regions = error.regions
         if isinstance(error, (ClientError, Overloaded)):
             headers += error.headers.items()
         if isinstance(error, ClientError) and error.status >= 500 and "Retry-After" not in error.headers:

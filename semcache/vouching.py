@@ -44,5 +44,7 @@ class Vouching:
         said, said_before = await asyncio.to_thread(lambda: (dialect.spoken(fresh), dialect.spoken(stored)))
         if said is None or said_before is None:
             return False
+        if not plan.ruling.may_embed:  # and equal parts are all that tells
+            return False
         match = plan.route.match
         return await say_the_same(said, said_before, self._embedder, Cuts(match.answers_alike, match.answers_differ))

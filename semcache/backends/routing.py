@@ -18,7 +18,7 @@ from typing import NamedTuple
 from semcache.backends.models import accepts
 from semcache.backends.target import Target, targets_of
 from semcache.config import Arm, Pool, PoolChoice, Route
-from semcache.errors import ClientError
+from semcache.errors import ClientError, OutOfRegion
 from semcache.types import Tenant
 
 BYTES_PER_TOKEN = 4  # of a prompt that nobody has counted; see settings/routing.py PromptSize
@@ -138,10 +138,9 @@ def bind(tenant: frozenset[str], route: Sequence[str]) -> frozenset[str]:
         return tenant or frozenset(route)
     both = tenant & set(route)
     if not both:
-        raise ClientError(
+        raise OutOfRegion(
             f"this key may use {', '.join(sorted(tenant))} only, and its route is for {', '.join(sorted(route))}",
-            status=403,
-            code="region_not_allowed",
+            tenant,
         )
     return both
 
@@ -204,4 +203,4 @@ def find_way(
         raise ClientError(message, status=404, param="model", code="model_not_found")
     places = ", ".join(sorted(regions))
     message = f"this key may use backends in {places} only, and none of those for this model is there"
-    raise ClientError(message, status=403, code="region_not_allowed")
+    raise OutOfRegion(message, regions)

@@ -84,6 +84,7 @@ class Ruling:
     limits: Limits | None = None  # set: the error bound decides, in the place of the threshold
     rerank: Rerank | None = None  # set: a cross-encoder has the last word on candidates in its band
     regions: frozenset[str] = frozenset()  # answers made elsewhere are not given; empty: any
+    may_embed: bool = True  # False: the embedder is outside the regions, and may see neither question nor answer
     stale_if_error_s: float = 0.0  # past ttl, where no backend gives a fresh answer
 
     @property
