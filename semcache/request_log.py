@@ -188,6 +188,7 @@ def render_line(outcome: Outcome, time: datetime, question: str | None = None) -
         "stored": outcome.stored,
         "unstorable": outcome.unstorable,
         "tenant": outcome.tenant,
+        "key": outcome.key,
         "namespace": outcome.namespace[:CUT],
         "model": outcome.model[:CUT],
         "endpoint": outcome.endpoint,

@@ -170,6 +170,8 @@ class Telemetry(Collector):
             self._count_forwarding(outcome)
         elif outcome.tier is _SEMANTIC and outcome.similarity is not None:  # of an exact hit it is 1 and tells nothing
             self._served.add(outcome.similarity)
+        for flag in outcome.flags:
+            self._flags[flag if flag in self._flags or len(self._flags) < MOST_FLAGS else "other"] += 1
         self._ledger.observe(outcome)
         self._log.write(outcome, question)
 
@@ -182,8 +184,6 @@ class Telemetry(Collector):
             self._upstream[outcome.fwd_status] += 1
         if outcome.error is not None:
             self._errors[outcome.error] += 1
-        for flag in outcome.flags:
-            self._flags[flag if flag in self._flags or len(self._flags) < MOST_FLAGS else "other"] += 1
 
     def render(self) -> bytes:
         """Return all figures in the Prometheus text format, version 0.0.4."""

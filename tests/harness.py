@@ -100,22 +100,23 @@ async def running_proxy(
     embedder: WordsEmbedder | None = None,
     clock: Clock | None = None,
     timer: Timer | None = None,
+    options: dict[str, Any] | None = None,
 ) -> AsyncIterator[Proxy]:
     """Start a proxy with its store in `folder`. `settings` is YAML; store and ports are put over it, and where it names
-    none, a backend and a short drain."""
+    none, a backend and a short drain. `options`: as given on the command line, over all that."""
     embedder, clock = embedder or WordsEmbedder(), clock or Clock()
     async with (backend or ModelServer()).running() as server:
-        options: dict[str, Any] = {
+        own: dict[str, Any] = {
             "port": 0,
             "admin_port": 0,
             "request_log": "off",
             "store": f"sqlite:{folder}/cache.db",
         }
         if "drain:" not in settings:
-            options["drain"] = "2s"
+            own["drain"] = "2s"
         if "pools:" not in settings:
-            options["upstream"] = server.url
-        settings_read = config.parse(settings, {}, options=options)
+            own["upstream"] = server.url
+        settings_read = config.parse(settings, {}, options=own | (options or {}))
         app = App(settings_read, embedder=embedder, clock=clock, timer=timer)  # type: ignore[arg-type]
         await app.start()
         await app.caught_up()
