@@ -49,6 +49,9 @@ class KvCache:
     def __init__(self, blocks: int) -> None:
         self._blocks: LRUCache[int, None] = LRUCache(blocks)
 
+    def __len__(self) -> int:
+        return len(self._blocks)
+
     def match(self, chunks: Sequence[int]) -> int:
         for place, chunk in enumerate(chunks):
             if chunk not in self._blocks:

@@ -182,9 +182,23 @@ def test_the_longest_match_is_first() -> None:
     assert [load.name for load in ranked("prefix", loads, Asked(100, CHUNKS))] == ["all", "half", "none"]
 
 
-def test_of_equal_matches_the_least_loaded_is_first() -> None:
-    loads = [Backend("busy", knows=5, in_flight=3), Backend("idle", knows=5, in_flight=1), Backend("none")]
+def test_of_equal_matches_a_much_lighter_load_is_first() -> None:
+    loads = [Backend("busy", knows=5, in_flight=20), Backend("idle", knows=5, in_flight=1), Backend("none")]
     assert ranked("prefix", loads, Asked(100, CHUNKS))[0].name == "idle"
+
+
+def test_what_two_backends_know_is_asked_of_one_of_them_while_their_loads_are_alike() -> None:
+    """Asked of both in turn, each would keep a copy, in the place of what only one of them has."""
+    loads = [Backend("one", knows=5, in_flight=3), Backend("two", knows=5, in_flight=3)]
+    first = ranked("prefix", loads, Asked(100, CHUNKS))[0]
+    for in_flight in range(7):
+        first.in_flight = in_flight
+        assert ranked("prefix", loads, Asked(100, CHUNKS), seed=in_flight)[0] is first
+
+
+def test_what_nobody_knows_goes_where_the_fewest_are_remembered() -> None:
+    loads = [Backend("full", knows=10), Backend("roomy", knows=2)]
+    assert ranked("prefix", loads, Asked(100, (7, 8, 9)))[0].name == "roomy"
 
 
 @pytest.mark.parametrize("chunks", [(), (7, 8, 9)], ids=["short", "unknown"])
@@ -210,7 +224,7 @@ def test_the_best_match_is_left_when_it_has_too_much_by_both_limits(here: int, l
 
 
 def test_the_next_best_match_is_tried_before_one_that_knows_nothing() -> None:
-    loads = [Backend("full", knows=10, in_flight=30), Backend("half", knows=5, in_flight=5), Backend("idle")]
+    loads = [Backend("full", knows=10, in_flight=50), Backend("half", knows=5, in_flight=5), Backend("idle")]
     assert [load.name for load in ranked("prefix", loads, Asked(100, CHUNKS))] == ["half", "idle", "full"]
 
 

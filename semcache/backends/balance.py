@@ -28,6 +28,8 @@ TOKENS_PER_REQUEST = 1000
 # A backend whose first answer is still awaited counts as slower than any measured one: it is being tried already.
 _UNKNOWN_S = 1e6
 
+_STEPS = 4  # of the imbalance that a backend may have: among equal matches a step less goes first
+
 
 class Load(Protocol):
     """What ranking reads of one backend."""
@@ -113,9 +115,12 @@ def _by_latency(loads: Sequence[L], asked: Asked, _: Prefix, now: float, chance:
 
 
 def _by_prefix(loads: Sequence[L], asked: Asked, settings: Prefix, now: float, chance: Random) -> Iterator[L]:
-    """The longest match first, among equals the least loaded; those with too much to do come after all others.
+    """The longest match first; those with too much to do come after all others.
 
     So a beginning that many ask for spreads: when its backend has too much, the next one reads it, and then has it too.
+    Among equal matches a much lighter load counts, then the beginning itself: it always prefers the same backend, or
+    what two of them have once read would stay in the caches of both, and push out what only one has. A beginning that
+    nobody knows goes where the fewest are remembered, as SGLang's router does it: that cache has most room.
     """
     if not asked.chunks or chance.random() < settings.explore:
         return _by_load(loads, asked, settings, now, chance)
@@ -127,7 +132,10 @@ def _by_prefix(loads: Sequence[L], asked: Asked, settings: Prefix, now: float, c
         even = least * capacity  # what it would have in flight, were it as full as the least loaded one
         surplus = load.in_flight - even
         has_too_much = surplus > settings.imbalance and surplus > even * (settings.imbalance_ratio - 1)
-        costs.append((not capacity, has_too_much, -load.prefixes.match(asked.chunks), _fill(load, asked, now)))
+        matched = load.prefixes.match(asked.chunks)
+        crowd = surplus // max(1, settings.imbalance / _STEPS)
+        home = hash((asked.chunks[matched - 1], id(load))) if matched else len(load.prefixes) / (capacity or 1)
+        costs.append((not capacity, has_too_much, -matched, crowd, home, _fill(load, asked, now)))
     return _in_order(loads, costs, chance)
 
 

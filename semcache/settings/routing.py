@@ -143,8 +143,9 @@ class Prefix(Section):
 
     chunk: int = Field(default=512, ge=16)  # bytes of prompt that are hashed together; some 128 tokens
     remember: int = Field(default=100_000, ge=1)  # chunks of each backend; the oldest are forgotten first
-    # The best match is left when its backend has more in flight than the least loaded one, by both of these:
-    imbalance: int = Field(default=8, ge=0)  # requests
+    # The best match is left when its backend has more in flight than the least loaded one, by both of these. Model
+    # servers run hundreds at once, so that a few more cost little, and a prompt read twice costs twice.
+    imbalance: int = Field(default=32, ge=0)  # requests
     imbalance_ratio: float = Field(default=1.5, ge=1)
     explore: Share = 0.01  # of requests go by load alone, so that no backend is forgotten
 
