@@ -13,56 +13,31 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Coroutine
-from functools import wraps
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlencode
 
 import click
 
 from semcache import __version__, config
+from semcache.command_line import FILE, admin_url, ask_server, examples, fail, speaks_plainly
 from semcache.commands_audit import audit
+from semcache.commands_backends import backends
+from semcache.commands_check import check
 from semcache.commands_keys import keys
 from semcache.commands_usage import usage
-from semcache.errors import ClientError, ConfigError, SemcacheError
+from semcache.errors import ClientError, SemcacheError
 from semcache.tune import tune
 
 if TYPE_CHECKING:
     from semcache.config import Config
 
-P = ParamSpec("P")
 R = TypeVar("R")
-
-FILE = click.Path(dir_okay=False, path_type=Path)
-
-
-def _speaks_plainly(command: Callable[P, R]) -> Callable[P, R]:
-    """One clear line for every error that is ours, with its exit status."""
-
-    @wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return command(*args, **kwargs)
-        except ConfigError as error:
-            _fail(error.message, 2)
-        except SemcacheError as error:
-            _fail(error.message, 2 if isinstance(error, ClientError) else 1)
-
-    return wrapped
-
-
-def _fail(message: str, status: int) -> NoReturn:
-    click.echo(f"semcache: {message}", err=True)
-    sys.exit(status)
 
 
 def _with_config(command: Callable[..., R]) -> Callable[..., R]:
     option = click.option("-c", "--config", "file", type=FILE, help="Configuration file; see config/reference.yaml.")
     return option(command)
-
-
-def _examples(*lines: str) -> str:
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -72,7 +47,7 @@ def main() -> None:
 
 
 @main.command(
-    epilog=_examples(
+    epilog=examples(
         "semcache serve --upstream http://127.0.0.1:8000/v1",
         "semcache serve -c config/semcache.yaml --port 9000",
         "semcache serve --threshold 0.93 --store sqlite:/var/lib/semcache/cache.db",
@@ -86,7 +61,7 @@ def main() -> None:
 @click.option("--store", metavar="URL", help="sqlite:PATH or memory:")
 @click.option("--threshold", type=float, help="Least cosine of a semantic hit, 0 to 1.")
 @click.option("--workers", type=int, help="Processes that share the port.")
-@_speaks_plainly
+@speaks_plainly
 def serve(file: Path | None, **options: Any) -> None:
     """Run the proxy until SIGTERM or Ctrl-C; running streams get `server.drain` to finish."""
     from semcache.advice import advise
@@ -102,62 +77,10 @@ def serve(file: Path | None, **options: Any) -> None:
     run(settings, (lambda: _load(file, options)) if file is not None else None, file)
 
 
-@main.command(epilog=_examples("semcache check config/semcache.yaml"))
-@click.argument("file", type=FILE)
-@_speaks_plainly
-def check(file: Path) -> None:
-    """Read a configuration file and say what is wrong with it, or how requests would be routed.
-
-    Certificates, judge weights and rerankers that it names are looked for: a proxy here could not start without them.
-    A note is no error: the file works, and does something that one might not expect.
-    """
-    from semcache.advice import advise
-    from semcache.tls import Certificates
-
-    settings = config.load(file)
-    for number, route in enumerate(settings.routes):
-        pools = ", ".join([choice.pool for choice in route.pools] or settings.pools)
-        click.echo(
-            f"routes[{number}] {' '.join(route.models)} -> {pools}: {route.match.mode}, {_decided_by(route.match)}, "
-            f"ttl {route.cache.ttl:g} s, grace {route.cache.grace:g} s"
-        )
-    for line in advise(settings):
-        click.echo(f"note: {line}")
-    if settings.server.tls is not None:
-        Certificates(settings.server.tls)
-    _find_models(settings)
-    click.echo(f"{file}: ok")
-
-
-def _decided_by(match: config.Match) -> str:
-    """What a candidate has to pass, in a few words."""
-    if match.max_error is not None:
-        parts = [f"max_error {match.max_error:g}"]
-    else:
-        parts = [f"threshold {match.threshold:g}"]
-        parts += [f"judge {match.judge:g}"] if match.judge is not None else []
-    parts += [f"reranker {match.reranker} {match.reranker_min:g}"] if match.reranker is not None else []
-    return ", ".join([*parts, f"{len(match.guards)} guards"])
-
-
-def _find_models(settings: Config) -> None:
-    """What a start would look for. Raises StartError, with what to do."""
-    matches = [route.match for route in settings.routes]
-    asks_judge = [match for match in matches if match.judge is not None or match.max_error is not None]
-    for weights in dict.fromkeys(match.judge_weights for match in asks_judge if match.judge_weights):
-        from semcache.cache.judge import PairJudge
-
-        PairJudge.load(Path(weights))
-    for name in dict.fromkeys(match.reranker for match in matches if match.reranker):
-        from semcache.cache import reranker_engines
-
-        reranker_engines.build(name)
-
-
-@main.command(epilog=_examples("semcache demo", "semcache demo --exit"))
+@main.command(epilog=examples("semcache demo", "semcache demo --exit"))
 @click.option("--exit", "leave", is_flag=True, help="Stop after the summary instead of staying up.")
 @click.option("--port", type=int, default=8080, show_default=True, help="Port of the proxy.")
-@_speaks_plainly
+@speaks_plainly
 def demo(leave: bool, port: int) -> None:
     """Ask a simulated backend some hundred questions through the proxy, and watch the verdicts."""
     from semcache.demo import run
@@ -166,7 +89,7 @@ def demo(leave: bool, port: int) -> None:
 
 
 @main.command(
-    epilog=_examples(
+    epilog=examples(
         "semcache simulate --port 8000 --ttft 300ms --rate 60",
         "semcache simulate --kv-cache 200000 --prefill 8000 --slots 16 --decode 800",
     )
@@ -192,7 +115,7 @@ def demo(leave: bool, port: int) -> None:
     "--die-after", type=click.IntRange(0), default=0, help="It is gone at the request after so many; 0: never."
 )
 @click.option("--requests-per-minute", type=click.IntRange(0), default=0, help="Of each key, then 429; 0: no limit.")
-@_speaks_plainly
+@speaks_plainly
 def simulate(
     host: str,
     port: int,
@@ -242,14 +165,14 @@ def model() -> None:
 
 
 @model.command(
-    epilog=_examples(
+    epilog=examples(
         "semcache model prepare all-MiniLM-L6-v2",
         "semcache model prepare --reranker cross-encoder/quora-distilroberta-base",
     )
 )
 @click.argument("name", default="all-MiniLM-L6-v2")
 @click.option("--reranker", "is_reranker", is_flag=True, help="It is a cross-encoder, for match.reranker.")
-@_speaks_plainly
+@speaks_plainly
 def prepare(name: str, is_reranker: bool) -> None:
     """Check a model's weights and make its int8 ONNX file, once; serving then needs no torch."""
     from semcache.cache import reranker_engines
@@ -260,7 +183,7 @@ def prepare(name: str, is_reranker: bool) -> None:
 
 
 @main.command(
-    epilog=_examples(
+    epilog=examples(
         "semcache purge --text 'Where is my parcel?' --dry-run",
         "semcache purge --tenant shop --erase --yes",
         "semcache purge --all",
@@ -278,7 +201,7 @@ def prepare(name: str, is_reranker: bool) -> None:
 @click.option("--erase", is_flag=True, help="Leave no copy in any file either.")
 @click.option("--dry-run", is_flag=True, help="Count, and change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@_speaks_plainly
+@speaks_plainly
 def purge(file: Path | None, everything: bool, erase: bool, dry_run: bool, yes: bool, **fields: str | None) -> None:
     """Remove answers: from a running server through its admin port, else from the store itself."""
     chosen = {name: value for name, value in fields.items() if value}
@@ -292,13 +215,13 @@ def purge(file: Path | None, everything: bool, erase: bool, dry_run: bool, yes: 
         click.echo(f"{count} entries would be purged")
         return
     if not yes and not click.confirm(f"purge {count} entries?"):
-        _fail("nothing was purged", 1)
+        fail("nothing was purged", 1)
     count = asyncio.run(_purge(settings, chosen, erase=erase, dry_run=False))
     click.echo(f"{count} entries purged{' and erased' if erase else ''}")
 
 
 @main.command(
-    epilog=_examples(
+    epilog=examples(
         "semcache explain 'How do I return a jacket?' --model gpt-4o --tenant shop",
         "semcache explain 'What is my balance?' --user ann --json",
         "semcache explain --body request.json --path /v1/messages --key -",
@@ -319,7 +242,7 @@ def purge(file: Path | None, everything: bool, erase: bool, dry_run: bool, yes: 
 @click.option("--request", "request_id", metavar="ID", help="Tell instead what became of a request (X-Request-Id).")
 @click.option("--admin", metavar="URL", help="The server's admin address; by default the one of the configuration.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@_speaks_plainly
+@speaks_plainly
 def explain(file: Path | None, request_id: str | None, admin: str | None, as_json: bool, **asked: Any) -> None:
     """Say whether a question would be a hit, and why, or why not: asks a running server, and changes nothing.
 
@@ -337,10 +260,10 @@ def explain(file: Path | None, request_id: str | None, admin: str | None, as_jso
         path, body = f"/semcache/explain?{urlencode({'request': request_id})}", None
     else:
         path, body = "/semcache/explain", json.dumps(fields).encode()
-    answer = asyncio.run(_ask_server(settings, path, body, admin))
+    answer = asyncio.run(ask_server(settings, path, body, admin))
     console = Console(width=None if sys.stdout.isatty() else 120)
     if answer is None:
-        _fail(f"no server listens on {_admin_url(settings, admin)}: start it, or name it with --admin", 1)
+        fail(f"no server listens on {admin_url(settings, admin)}: start it, or name it with --admin", 1)
     if as_json:
         click.echo(json.dumps(json.loads(answer), ensure_ascii=False, indent=2))
     elif request_id:
@@ -350,7 +273,7 @@ def explain(file: Path | None, request_id: str | None, admin: str | None, as_jso
 
 
 @main.command(
-    epilog=_examples(
+    epilog=examples(
         "semcache shadow",
         "semcache shadow --route 0 --target 0.02",
         "semcache shadow --admin http://10.0.0.7:8081 --json",
@@ -366,7 +289,7 @@ def explain(file: Path | None, request_id: str | None, admin: str | None, as_jso
 @click.option("--admin", metavar="URL", help="The server's admin address; by default the one of the configuration.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--html", "page", type=FILE, help="Write the report as a page, too.")
-@_speaks_plainly
+@speaks_plainly
 def shadow(
     file: Path | None, route: int | None, target: float | None, admin: str | None, as_json: bool, page: Path | None
 ) -> None:
@@ -396,11 +319,11 @@ async def _shadow(settings: Config, route: int | None, target: float | None, adm
     from semcache.shadow import shadow_report
 
     asked = {name: value for name, value in (("route", route), ("target", target)) if value is not None}
-    answer = await _ask_server(settings, f"/shadow?{urlencode(asked)}", None, admin)
+    answer = await ask_server(settings, f"/shadow?{urlencode(asked)}", None, admin)
     if answer is not None:
         return json.loads(answer)
     if admin is not None:
-        raise SemcacheError(f"no server listens on {_admin_url(settings, admin)}: start it, or leave --admin out")
+        raise SemcacheError(f"no server listens on {admin_url(settings, admin)}: start it, or leave --admin out")
     if route is not None and route >= len(settings.routes):
         raise ClientError(f"--route: there are {len(settings.routes)} routes, the first is 0")
     report: list[Any] = []
@@ -439,7 +362,7 @@ def _explain_fields(
 async def _purge(settings: Config, chosen: dict[str, str], *, erase: bool, dry_run: bool) -> int:
     from semcache.types import Selector
 
-    answer = await _ask_server(
+    answer = await ask_server(
         settings, "/purge", json.dumps({**chosen, "all": not chosen, "erase": erase, "dry_run": dry_run}).encode()
     )
     if answer is not None:
@@ -447,10 +370,10 @@ async def _purge(settings: Config, chosen: dict[str, str], *, erase: bool, dry_r
     return await _with_store(settings, lambda store: store.purge(Selector(**chosen), erase=erase, dry_run=dry_run))
 
 
-@main.command(epilog=_examples("semcache export backup.jsonl", "semcache export - | gzip > backup.jsonl.gz"))
+@main.command(epilog=examples("semcache export backup.jsonl", "semcache export - | gzip > backup.jsonl.gz"))
 @click.argument("file", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path))
 @click.option("-c", "--config", "config_file", type=FILE, help="Configuration file.")
-@_speaks_plainly
+@speaks_plainly
 def export(file: Path, config_file: Path | None) -> None:
     """Write every entry, vectors included, as JSON Lines; a file only you can read. `-` is standard output."""
 
@@ -465,10 +388,10 @@ def export(file: Path, config_file: Path | None) -> None:
     click.echo(f"{asyncio.run(_with_store(_load(config_file, {}), write))} entries exported", err=True)
 
 
-@main.command("import", epilog=_examples("semcache import backup.jsonl"))
+@main.command("import", epilog=examples("semcache import backup.jsonl"))
 @click.argument("file", type=click.File("rb"), metavar="FILE")
 @click.option("-c", "--config", "config_file", type=FILE, help="Configuration file.")
-@_speaks_plainly
+@speaks_plainly
 def import_(file: Any, config_file: Path | None) -> None:
     """Read entries that `semcache export` wrote. Vectors come along, so nothing is embedded again."""
 
@@ -482,10 +405,12 @@ def import_(file: Any, config_file: Path | None) -> None:
     click.echo(f"{asyncio.run(_with_store(_load(config_file, {}), read))} entries imported", err=True)
 
 
+main.add_command(check)
 main.add_command(tune)
 main.add_command(usage)
 main.add_command(audit)
 main.add_command(keys)
+main.add_command(backends)
 
 
 # What the commands share
@@ -525,47 +450,3 @@ def _forget_index(settings: Config) -> None:
     folder = snapshot_folder(settings)
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _admin_url(settings: Config, admin: str | None = None) -> str:
-    if admin:
-        return (admin if "://" in admin else f"http://{admin}").rstrip("/")
-    server = settings.server
-    host = f"[{server.admin_host}]" if ":" in server.admin_host else server.admin_host
-    return f"http://{host}:{server.admin_port}"
-
-
-async def _ask_server(settings: Config, path: str, body: bytes | None, admin: str | None = None) -> bytes | None:
-    """Ask at the admin port of a running server: post `body`, or get where there is none. None: nothing listens there.
-
-    `admin`: its address, where it is not that of the settings. Raises ClientError for what the server does not
-    understand, SemcacheError for what it cannot do.
-    """
-    import aiohttp
-
-    token = settings.server.admin_token.get_secret_value()
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    url = f"{_admin_url(settings, admin)}{path}"
-    patience = aiohttp.ClientTimeout(total=None, sock_connect=5)  # an erase rewrites the whole file
-    try:
-        async with (
-            aiohttp.ClientSession(timeout=patience) as session,
-            session.request("GET" if body is None else "POST", url, data=body, headers=headers) as response,
-        ):
-            answer = await response.read()
-            if response.status == 200:
-                return answer
-            fault = ClientError if response.status == 400 else SemcacheError
-            raise fault(f"{url}: {response.status}: {_complaint(answer)}")
-    except aiohttp.ClientConnectorError:
-        return None
-    except (aiohttp.ClientError, TimeoutError) as exc:
-        raise SemcacheError(f"{url}: the server did not answer: {type(exc).__name__}") from exc
-
-
-def _complaint(answer: bytes) -> str:
-    """What an error of the admin port says; what is none of ours, as it is."""
-    try:
-        return str(json.loads(answer)["error"]["message"])
-    except (ValueError, TypeError, KeyError):
-        return answer.decode(errors="replace")[:200]

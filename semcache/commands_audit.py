@@ -10,9 +10,8 @@ import json
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from functools import wraps
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 import click
 
@@ -20,28 +19,10 @@ from semcache import config
 from semcache.audit.record import Event
 from semcache.audit.verify import Report, read_records, since
 from semcache.audit.verify import verify as verify_chain
-from semcache.errors import ConfigError, SemcacheError
+from semcache.command_line import FILE, examples, speaks_plainly
+from semcache.errors import ConfigError
 
-P = ParamSpec("P")
 R = TypeVar("R")
-
-FILE = click.Path(dir_okay=False, path_type=Path)
-
-
-def _examples(*lines: str) -> str:
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
-
-
-def _speaks_plainly(command: Callable[P, R]) -> Callable[P, R]:
-    @wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return command(*args, **kwargs)
-        except SemcacheError as error:
-            click.echo(f"semcache: {error.message}", err=True)
-            sys.exit(2 if isinstance(error, ConfigError) else 1)
-
-    return wrapped
 
 
 def _names_a_log(command: Callable[..., R]) -> Callable[..., R]:
@@ -55,7 +36,7 @@ def audit() -> None:
 
 
 @audit.command(
-    epilog=_examples(
+    epilog=examples(
         "semcache audit verify -c config/semcache.yaml",
         "semcache audit verify /backup/audit.jsonl --head 9f2c...",
     )
@@ -63,7 +44,7 @@ def audit() -> None:
 @_names_a_log
 @click.option("--head", metavar="HASH", help="A hash printed by an earlier run: its line must still be there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@_speaks_plainly
+@speaks_plainly
 def verify(settings_file: Path | None, path: Path | None, head: str | None, as_json: bool) -> None:
     """Check that no line of the log was changed, removed, moved or added.
 
@@ -82,7 +63,7 @@ def verify(settings_file: Path | None, path: Path | None, head: str | None, as_j
 
 
 @audit.command(
-    epilog=_examples(
+    epilog=examples(
         "semcache audit show --event hit --since 1d --tenant shop",
         "semcache audit show --event key-created --event key-revoked --json",
     )
@@ -95,7 +76,7 @@ def verify(settings_file: Path | None, path: Path | None, head: str | None, as_j
 @click.option("--tenant", help="Only lines of this tenant.")
 @click.option("--key", help="Only lines of the key with this public id.")
 @click.option("--json", "as_json", is_flag=True, help="Print lines as they are in the file.")
-@_speaks_plainly
+@speaks_plainly
 def show(
     settings_file: Path | None,
     path: Path | None,

@@ -13,42 +13,23 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import click
 from pydantic import ValidationError
 
 from semcache import config
-from semcache.errors import ClientError, ConfigError, SemcacheError
+from semcache.command_line import FILE, admin_url, ask_server, examples, speaks_plainly
+from semcache.errors import ConfigError, SemcacheError
 
 if TYPE_CHECKING:
     from semcache.access.locksmith import Locksmith, Made
     from semcache.config import Config
 
-P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
-
-FILE = click.Path(dir_okay=False, path_type=Path)
-
-
-def _examples(*lines: str) -> str:
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
-
-
-def _speaks_plainly(command: Callable[P, R]) -> Callable[P, R]:
-    @wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return command(*args, **kwargs)
-        except SemcacheError as error:
-            click.echo(f"semcache: {error.message}", err=True)
-            sys.exit(2 if isinstance(error, (ConfigError, ClientError)) else 1)
-
-    return wrapped
 
 
 def _where(command: Callable[..., R]) -> Callable[..., R]:
@@ -73,7 +54,7 @@ def keys() -> None:
 
 
 @keys.command(
-    epilog=_examples(
+    epilog=examples(
         "semcache keys create -c semcache.yaml --tenant shop --name web --expires 90d",
         "semcache keys create -c semcache.yaml --tenant shop --models 'gpt-4o*' --limit usd_per_day=5",
     )
@@ -88,7 +69,7 @@ def keys() -> None:
 @_LIMITS
 @click.option("--expires", metavar="DURATION", help="It ends after this, such as 90d; without, never.")
 @_AS_JSON
-@_speaks_plainly
+@speaks_plainly
 def create(file: Path | None, admin: str | None, limits: Sequence[str], as_json: bool, **wanted: Any) -> None:
     """Make a key and print it. It is shown this once: what is kept cannot be turned back into it."""
     from semcache.access.locksmith import NewKey
@@ -99,13 +80,11 @@ def create(file: Path | None, admin: str | None, limits: Sequence[str], as_json:
     _print_made(answer, as_json, f"key {answer['id']} of {answer['tenant']}; it is not shown again")
 
 
-@keys.command(
-    "list", epilog=_examples("semcache keys list -c semcache.yaml", "semcache keys list --tenant shop --json")
-)
+@keys.command("list", epilog=examples("semcache keys list -c semcache.yaml", "semcache keys list --tenant shop --json"))
 @_where
 @click.option("--tenant", metavar="NAME", help="Only those of one tenant.")
 @_AS_JSON
-@_speaks_plainly
+@speaks_plainly
 def list_(file: Path | None, admin: str | None, tenant: str | None, as_json: bool) -> None:
     """Show which keys there are, whose, and what they may; never a key itself."""
     path = f"?{urlencode({'tenant': tenant})}" if tenant else ""
@@ -117,7 +96,7 @@ def list_(file: Path | None, admin: str | None, tenant: str | None, as_json: boo
 
 
 @keys.command(
-    epilog=_examples(
+    epilog=examples(
         "semcache keys rotate Zk3fP0aQ9x -c semcache.yaml --overlap 24h",
         "semcache keys rotate Zk3fP0aQ9x -c semcache.yaml --overlap 0   # the old secret leaked",
     )
@@ -128,7 +107,7 @@ def list_(file: Path | None, admin: str | None, tenant: str | None, as_json: boo
     "--overlap", default="24h", show_default=True, metavar="DURATION", help="So long the old secret works on."
 )
 @_AS_JSON
-@_speaks_plainly
+@speaks_plainly
 def rotate(key_id: str, file: Path | None, admin: str | None, overlap: str, as_json: bool) -> None:
     """Give a key a new secret and print it. Id, limits and figures go on."""
     overlap_s = config.read_duration(overlap, "--overlap")
@@ -143,10 +122,10 @@ def rotate(key_id: str, file: Path | None, admin: str | None, overlap: str, as_j
     _print_made(answer, as_json, told)
 
 
-@keys.command(epilog=_examples("semcache keys revoke Zk3fP0aQ9x -c semcache.yaml"))
+@keys.command(epilog=examples("semcache keys revoke Zk3fP0aQ9x -c semcache.yaml"))
 @click.argument("key_id", metavar="ID")
 @_where
-@_speaks_plainly
+@speaks_plainly
 def revoke(key_id: str, file: Path | None, admin: str | None) -> None:
     """End a key, for good: running proxies refuse it within `keys.refresh`."""
     from semcache.access.locksmith import describe
@@ -156,7 +135,7 @@ def revoke(key_id: str, file: Path | None, admin: str | None) -> None:
 
 
 @keys.command(
-    epilog=_examples(
+    epilog=examples(
         "semcache keys update Zk3fP0aQ9x -c semcache.yaml --limit requests_per_minute=1200",
         "semcache keys update Zk3fP0aQ9x -c semcache.yaml --limit usd_per_day=none --expires never",
     )
@@ -167,7 +146,7 @@ def revoke(key_id: str, file: Path | None, admin: str | None) -> None:
 @click.option("--name", help="What it is for, in your words.")
 @click.option("--expires", metavar="DURATION", help="It ends after this, from now; never takes an end away.")
 @_AS_JSON
-@_speaks_plainly
+@speaks_plainly
 def update(
     key_id: str,
     file: Path | None,
@@ -217,12 +196,10 @@ def _do(
     settings = config.load(file)
     if admin is None:
         return act(_locksmith(settings))
-    from semcache.cli import _admin_url, _ask_server
-
     body = None if asked is None else json.dumps(asked).encode()
-    answer = asyncio.run(_ask_server(settings, f"/semcache/keys{path}", body, admin))
+    answer = asyncio.run(ask_server(settings, f"/semcache/keys{path}", body, admin))
     if answer is None:
-        raise SemcacheError(f"no server listens on {_admin_url(settings, admin)}: start it, or leave --admin out")
+        raise SemcacheError(f"no server listens on {admin_url(settings, admin)}: start it, or leave --admin out")
     return json.loads(answer)
 
 

@@ -14,12 +14,13 @@ from urllib.parse import urlencode
 
 import click
 
+from semcache import config
+from semcache.command_line import FILE, admin_url, ask_server
 from semcache.errors import ClientError, ConfigError, SemcacheError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-FILE = click.Path(dir_okay=False, path_type=Path)
 NOBODY = {"tenant": "(the cache)", "key": "-", "model": "-", "backend": "-", "region": "-"}
 FIGURES = (
     "requests hits fetches billed_tokens billed_cached_tokens replayed_tokens shared_tokens avoided_tokens billed_usd "
@@ -78,19 +79,18 @@ def usage(
 
 
 async def _report(file: Path | None, asked: dict[str, str], admin: str | None) -> Any:
-    from semcache.cli import _admin_url, _ask_server, _load
     from semcache.usage.report import read_query, read_report
     from semcache.usage.rollups import usage_path
 
-    settings = _load(file, {})
+    settings = config.load(file)
     query = read_query(asked, time.time())
     path = usage_path(settings)
     if admin is None and path is not None and path.exists():
         return await asyncio.to_thread(read_report, path, query)
-    answer = await _ask_server(settings, f"/semcache/usage?{urlencode(asked)}", None, admin)
+    answer = await ask_server(settings, f"/semcache/usage?{urlencode(asked)}", None, admin)
     if answer is not None:
         return json.loads(answer)
-    server = f"no server listens on {_admin_url(settings, admin)}"
+    server = f"no server listens on {admin_url(settings, admin)}"
     if admin is not None:
         raise SemcacheError(f"{server}: start it, or leave --admin out")
     if path is None:

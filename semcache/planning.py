@@ -22,7 +22,6 @@ from semcache.backends.routing import (
     name_of,
     pick_arm,
     pick_route,
-    why_not,
 )
 from semcache.cache.conversation import turns_left_out
 from semcache.cache.key import derive_key, derive_scope
@@ -98,13 +97,14 @@ class Plan:
         return replace(self, ask=ask, key=derive_key(ask, self.scope, None, regions=self.regions), items=items)
 
 
-class _Going(NamedTuple):
+class Going(NamedTuple):
     """What follows from the route that a request takes."""
 
     route: Route
     name: str
     way: Way | SemcacheError
     regions: frozenset[str]
+    arm: str | None = None  # the side of its split
 
 
 class Planner:
@@ -173,7 +173,7 @@ class Planner:
         ask = dialect.parse(address, body, headers)
         path = address.target.partition("?")[0]
         size = len(body) // BYTES_PER_TOKEN if self._reads_size else 0
-        going = self._find(Asking(ask.model, path, tenant, dict(self._fields(headers)), size), ask.dialect, ask)
+        going = self.find(Asking(ask.model, path, tenant, dict(self._fields(headers)), size), ask.dialect, ask)
         route, regions = going.route, going.regions
         inspection = inspect(body, route.guardrails)
         if inspection.body is not None:  # from here on it is this request that was made: in its key, upstream, in logs
@@ -235,16 +235,12 @@ class Planner:
         vendor = vendor_of(path, headers)
         if vendor == "ollama" and vendor not in self._spoken and path not in _OLLAMA_ASKS:
             raise ClientError("no backend here is an Ollama (`dialect: ollama`)", status=404, code="dialect_not_served")
-        going = self._find(Asking(model, path, tenant, dict(self._fields(headers))), vendor)
+        going = self.find(Asking(model, path, tenant, dict(self._fields(headers))), vendor)
         if isinstance(going.way, SemcacheError):
             raise going.way
         return going.way, going.route, going.name
 
-    def explain_route(self, asking: Asking) -> Sequence[str | None]:
-        """For each route why it does not take this request; None: it fits. The first that does is taken."""
-        return [why_not(route, asking) for route in self._config.routes]
-
-    def _find(self, asking: Asking, vendor: str, ask: Ask | None = None) -> _Going:
+    def find(self, asking: Asking, vendor: str, ask: Ask | None = None) -> Going:
         """The route of a request, and where it goes. Raises ClientError for one that no route takes, or that may not be
         here.
         """
@@ -256,7 +252,8 @@ class Planner:
         arm = pick_arm(name, route.split, _sticky(route.sticky, asking, ask)) if route.split else None
         choices, model = (route.pools, route.model) if arm is None else (arm.pools, arm.model or route.model)
         find = self._routes if len(asking.model or "") <= MODEL_CHARS else self._go
-        return _Going(route, name, find(choices, asking.model, model, vendor, regions), regions)
+        way = find(choices, asking.model, model, vendor, regions)
+        return Going(route, name, way, regions, None if arm is None else arm.name)
 
     def _go(
         self,

@@ -12,14 +12,14 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from semcache import config
+from semcache.command_line import FILE, examples, speaks_plainly
 from semcache.errors import ConfigError, SemcacheError
 
 if TYPE_CHECKING:
@@ -28,27 +28,9 @@ if TYPE_CHECKING:
     from semcache.tuning.stored import Evidence, Near
     from semcache.tuning.studies import Bench, Study
 
-P = ParamSpec("P")
 R = TypeVar("R")
 
-FILE = click.Path(dir_okay=False, path_type=Path)
 BOUNDS = (0.005, 0.01, 0.02, 0.05)
-
-
-def _examples(*lines: str) -> str:
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
-
-
-def _speaks_plainly(command: Callable[P, R]) -> Callable[P, R]:
-    @wraps(command)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return command(*args, **kwargs)
-        except SemcacheError as error:
-            click.echo(f"semcache: {error.message}", err=True)
-            sys.exit(2 if isinstance(error, ConfigError) else 1)
-
-    return wrapped
 
 
 # Commands that take a second to load are loaded when they are asked for.
@@ -95,7 +77,7 @@ def _common(command: Callable[..., R]) -> Callable[..., R]:
 
 
 @tune.command(
-    epilog=_examples(
+    epilog=examples(
         "semcache tune run labels.jsonl",
         "semcache tune run questions.csv --target 0.005 --html tune.html",
         "semcache tune run stream.jsonl.gz -c config/semcache.yaml --route 1 --vectors ./vectors",
@@ -111,7 +93,7 @@ def _common(command: Callable[..., R]) -> Callable[..., R]:
     show_default=True,
     help="Of a stream, for error bounds; 0: none.",
 )
-@_speaks_plainly
+@speaks_plainly
 def run(files: tuple[Path, ...], rows: int | None, bound_rows: int, **common: Any) -> None:
     """Draw curves of hits against false hits from labelled FILES, and recommend a setting.
 
@@ -208,10 +190,10 @@ def _write(path: Path, text: str) -> None:
 
 
 @tune.command(
-    epilog=_examples("semcache tune evidence -c config/semcache.yaml", "semcache tune evidence --html tune.html")
+    epilog=examples("semcache tune evidence -c config/semcache.yaml", "semcache tune evidence --html tune.html")
 )
 @_common
-@_speaks_plainly
+@speaks_plainly
 def evidence(**common: Any) -> None:
     """The same from what the proxy has seen: fresh answers that were held against stored ones.
 
@@ -245,7 +227,7 @@ async def _read_evidence(settings: config.Config, embedder: str, route: int) -> 
 
 
 @tune.command(
-    epilog=_examples(
+    epilog=examples(
         "semcache tune label labels.jsonl -c config/semcache.yaml",
         "semcache tune label labels.jsonl --near 0.85 && semcache tune run labels.jsonl",
     )
@@ -254,7 +236,7 @@ async def _read_evidence(settings: config.Config, embedder: str, route: int) -> 
 @click.option("-c", "--config", "settings_file", type=FILE, help="Configuration: the store and the embedder.")
 @click.option("--near", type=click.FloatRange(0, 1), default=0.80, show_default=True, help="Least cosine of a pair.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Which pairs come first.")
-@_speaks_plainly
+@speaks_plainly
 def label(file: Path, settings_file: Path | None, near: float, seed: int) -> None:
     """Show pairs of stored questions that are near each other, and append what you say of them to FILE.
 
@@ -307,7 +289,7 @@ async def _label(
 
 
 @tune.command(
-    epilog=_examples(
+    epilog=examples(
         "semcache tune train labels.jsonl -o judge.npz",
         "semcache tune train shop.jsonl.gz support.csv more/ -o judge.npz --leave-out support",
     )
@@ -322,7 +304,7 @@ async def _label(
 @click.option("-c", "--config", "settings_file", type=FILE, help="Configuration: the embedder.")
 @click.option("--vectors", type=click.Path(file_okay=False, path_type=Path), help="Keep vectors in here.")
 @click.option("--json", "json_file", type=FILE, help="Write the figures here, too.")
-@_speaks_plainly
+@speaks_plainly
 def train(
     data: tuple[Path, ...],
     output: Path | None,

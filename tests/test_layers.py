@@ -36,13 +36,14 @@ STOREYS: tuple[tuple[set[str], ...], ...] = (
     ),
     (
         {"pipeline", "planning", "forwarding", "batches", "delivery", "pacing", "feedback", "explaining"}
-        | {"answer_judge", "learning", "shadow", "vouching", "reload", "metering", "gate"},
+        | {"answer_judge", "learning", "shadow", "vouching", "reload", "metering", "gate", "route_trial"},
     ),
-    ({"server"}, {"admin", "admin_keys", "admin_usage"}, {"tuning"}),
+    ({"server"}, {"admin", "admin_keys", "admin_usage", "admin_backends"}, {"tuning"}),
     (
         {"core", "inprocess", "threaded", "langchain", "langchain_prompts", "httpx_transport"}
         | {"app", "cli", "demo", "demo_asking", "demo_questions", "demo_screen", "__main__"}
-        | {"explain_screen", "shadow_screen", "tune", "commands_audit", "commands_keys", "commands_usage"},
+        | {"explain_screen", "shadow_screen", "route_screen", "tune", "command_line"}
+        | {"commands_audit", "commands_backends", "commands_check", "commands_keys", "commands_usage"},
     ),
 )
 PLACE = {

@@ -1,0 +1,88 @@
+"""What commands share: how they fail, how their help ends, and how they ask a running server."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
+
+import click
+
+from semcache.errors import ClientError, ConfigError, SemcacheError
+
+if TYPE_CHECKING:
+    from semcache.config import Config
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+def speaks_plainly(command: Callable[P, R]) -> Callable[P, R]:
+    """One clear line for every error that is ours, with its exit status."""
+
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except SemcacheError as error:
+            fail(error.message, 2 if isinstance(error, (ConfigError, ClientError)) else 1)
+
+    return wrapped
+
+
+def fail(message: str, status: int) -> NoReturn:
+    click.echo(f"semcache: {message}", err=True)
+    sys.exit(status)
+
+
+def examples(*lines: str) -> str:
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def admin_url(settings: Config, admin: str | None = None) -> str:
+    if admin:
+        return (admin if "://" in admin else f"http://{admin}").rstrip("/")
+    server = settings.server
+    host = f"[{server.admin_host}]" if ":" in server.admin_host else server.admin_host
+    return f"http://{host}:{server.admin_port}"
+
+
+async def ask_server(settings: Config, path: str, body: bytes | None, admin: str | None = None) -> bytes | None:
+    """Ask at the admin port of a running server: post `body`, or get where there is none. None: nothing listens there.
+
+    `admin`: its address, where it is not that of the settings. Raises ClientError for what the server does not
+    understand, SemcacheError for what it cannot do.
+    """
+    import aiohttp
+
+    token = settings.server.admin_token.get_secret_value()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    url = f"{admin_url(settings, admin)}{path}"
+    patience = aiohttp.ClientTimeout(total=None, sock_connect=5)  # an erase rewrites the whole file
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=patience) as session,
+            session.request("GET" if body is None else "POST", url, data=body, headers=headers) as response,
+        ):
+            answer = await response.read()
+            if response.status == 200:
+                return answer
+            fault = ClientError if response.status == 400 else SemcacheError
+            raise fault(f"{url}: {response.status}: {_complaint(answer)}")
+    except aiohttp.ClientConnectorError:
+        return None
+    except (aiohttp.ClientError, TimeoutError) as exc:
+        raise SemcacheError(f"{url}: the server did not answer: {type(exc).__name__}") from exc
+
+
+def _complaint(answer: bytes) -> str:
+    """What an error of the admin port says; what is none of ours, as it is."""
+    try:
+        return str(json.loads(answer)["error"]["message"])
+    except (ValueError, TypeError, KeyError):
+        return answer.decode(errors="replace")[:200]
