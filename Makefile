@@ -69,7 +69,7 @@ bench: $(INSTALLED) tools model  ## ratios to the bare limits of this machine, s
 
 .PHONY: bench-routing
 bench-routing: DATA ?= $(wildcard ../shared/data)
-bench-routing: $(INSTALLED)  ## how well backends are chosen, on a simulated clock: a minute (DATA=folder with a recorded hour)
+bench-routing: $(INSTALLED)  ## how well backends are chosen, and what becomes of them when one dies: three minutes (DATA=folder with a recorded hour)
 	@$(BIN)/python -m loadtests.bench_routing $(if $(DATA),--data $(DATA)) $(ARGS)
 
 .PHONY: loadtest

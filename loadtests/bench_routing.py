@@ -1,13 +1,14 @@
 """How well backends are chosen: on a simulated clock, by the functions that the proxy itself calls.
 
-    python -m loadtests.bench_routing                          all parts, about a minute
+    python -m loadtests.bench_routing                          all parts, about three minutes
     python -m loadtests.bench_routing --data FOLDER            with a recorded hour of chats, if FOLDER has it
     python -m loadtests.bench_routing --part prefix --seed 2   one part, other dice
 
 speeds: a thousand backends of unequal speed that nobody told the proxy; the 99th percentile of the time to the first
 token, against round robin with the same requests. prefix: tokens of prompts that a KV cache held, against an oracle
 that ranks in the same way and knows every KV cache; and how uneven that makes the load. rank: what choosing costs.
-A figure that misses its goal ends the run with status 1.
+failover: one of three real processes is killed, and one frozen, under load; `python -m loadtests.failover -o FOLDER`
+draws it. A figure that misses its goal ends the run with status 1.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from math import inf
 from pathlib import Path
 from random import Random
 from timeit import repeat
@@ -28,9 +30,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from loadtests import failover
 from loadtests.routing_sim import Choose, Known, Model, Played, Request, Seen, SeenPlainly, Server, play
 from loadtests.routing_workloads import TRACE, TRACE_BLOCK_TOKENS, chats, held_by_one, recorded, strangers
 from semcache.backends.balance import Asked, Balance, rank
+from semcache.backends.fleet import CHECK_S
 from semcache.backends.prefix import chain
 from semcache.config import Prefix
 
@@ -245,7 +249,28 @@ def best_us(act: Callable[[], object], rounds: int) -> float:
     return min(repeat(act, number=rounds, repeat=20)) / rounds * 1e6
 
 
-PARTS: Mapping[str, Callable[[int, Path | None], Iterator[Result]]] = {"speeds": speeds, "prefix": prefix, "rank": cost}
+def failing(_: int, __: Path | None) -> Iterator[Result]:
+    """A real proxy before three simulated backends, of which one is killed and one frozen while requests come."""
+    played = failover.run()
+    rows = []
+    goals = []
+    for one in played.findings:
+        off_s, back_s = one.off_after_s or 0.0, inf if one.back_after_s is None else one.back_after_s
+        row = {"errors": one.errors, "streams cut": one.cut_streams, "off after s": off_s, "back after s": back_s}
+        rows.append({"fault": f"{one.backend} {one.fault.kind}", **row, "longest wait s": one.slowest_s})
+        name = one.fault.kind
+        goals.append(Goal(f"{name}: requests failed", one.errors, 0))
+        goals.append(Goal(f"{name}: seconds until the last request to it", off_s, failover.OFF_WITHIN_S))
+        goals.append(Goal(f"{name}: seconds until it served again", back_s, CHECK_S))
+    yield Result(f"{len(played.requests):,} requests at {failover.RATE} a second, real processes", rows, goals)
+
+
+PARTS: Mapping[str, Callable[[int, Path | None], Iterator[Result]]] = {
+    "speeds": speeds,
+    "prefix": prefix,
+    "rank": cost,
+    "failover": failing,
+}
 
 
 def show(result: Result, console: Console) -> None:
