@@ -24,6 +24,7 @@ from semcache.access.credentials import NoReader, Reader
 from semcache.access.doors import Doors
 from semcache.access.quota import Quotas
 from semcache.admin import Admin
+from semcache.admin_backends import BackendCalls
 from semcache.admin_keys import KeyCalls
 from semcache.admin_usage import usage_routes
 from semcache.admit import Admission
@@ -110,7 +111,7 @@ class App:
         self.audit = open_audit(config.audit, config.server.region)
         self.node = node or new_node()
         self.fetcher = Fetcher(node=self.node)
-        self.dispatcher = Dispatcher(config.pools, self.fetcher, config.routes)
+        self.dispatcher = Dispatcher(config.pools, self.fetcher, config.routes, record=self._record_event)
         self.judge = PoolJudge(config.pools, self.fetcher)
         self.core = Core(config, worker == 0, embedder, clock, prices, self.judge)
         self.store, self.index, self.pipeline = self.core.store, self.core.index, self.core.pipeline
@@ -150,7 +151,7 @@ class App:
             recent,
         )
         watched = path if config.server.reload_on_change else None
-        self.reloader = Reloader(config, read, self._adopt, watched, self._record_reload)
+        self.reloader = Reloader(config, read, self._adopt, watched, self._record_event)
         self.admin = Admin(
             config.server,
             self.store,
@@ -163,6 +164,7 @@ class App:
                 *self.reloader.routes(self._tell_others),
                 *KeyCalls(self.doors.locksmith, self.doors.keyring).routes(),
                 *usage_routes(usage_file, clock),
+                *BackendCalls(self.dispatcher.fleet, self._record_event).routes(),
             ],
             self.audit,
         )
@@ -178,7 +180,7 @@ class App:
         self.admission.adopt(config.tenants)
         self.explaining.adopt(config.routes, config.tenants)
 
-    def _record_reload(self, event: str, facts: Mapping[str, object]) -> None:
+    def _record_event(self, event: str, facts: Mapping[str, object]) -> None:
         self.audit.record(Event(event), regions=frozenset(), **facts)
 
     def _record_key(self, event: str, *, regions: frozenset[str], **facts: object) -> None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from semcache.config import Config
+
 Pools = Mapping[str, Mapping[str, Any]]
 
 _GOOD = ("well",)
@@ -49,7 +51,7 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def backends(context: click.Context, file: Path | None, admin: str | None, as_json: bool) -> None:
     """Show each backend of a running proxy: its state, what it bears, how fast it is.
 
-    Each worker process knows its own requests and checks; this asks the first, --admin another.
+    Each worker process knows its own requests and checks; this asks the first one, --admin another.
     """
     if context.invoked_subcommand is not None:
         return
@@ -74,7 +76,7 @@ def drain(name: str, file: Path | None, admin: str | None) -> None:
 
     It lasts until `undrain` or a restart; `drain: true` in the configuration lasts longer.
     """
-    _say(_ask(file, admin, f"/backends/{quote(name, safe='')}/drain", b""))
+    _tell_all(file, admin, f"/backends/{quote(name, safe='')}/drain")
 
 
 @backends.command(epilog=examples("semcache backends undrain 'local[0]'"))
@@ -84,23 +86,34 @@ def drain(name: str, file: Path | None, admin: str | None) -> None:
 @speaks_plainly
 def undrain(name: str, file: Path | None, admin: str | None) -> None:
     """Let a backend that was drained by hand take requests again."""
-    _say(_ask(file, admin, f"/backends/{quote(name, safe='')}/undrain", b""))
+    _tell_all(file, admin, f"/backends/{quote(name, safe='')}/undrain")
 
 
 def _ask(file: Path | None, admin: str | None, path: str, body: bytes | None) -> Any:
-    settings = config.load(file)
+    return _ask_at(config.load(file), admin, path, body)
+
+
+def _ask_at(settings: Config, admin: str | None, path: str, body: bytes | None) -> Any:
     answer = asyncio.run(ask_server(settings, path, body, admin))
     if answer is None:
         raise SemcacheError(f"no server listens on {admin_url(settings, admin)}: start it, or name it with --admin")
     return json.loads(answer)
 
 
-def _say(answer: Mapping[str, Any]) -> None:
-    for backend in answer["backends"]:
-        rest = f"; {backend['in_flight']} requests still run there" if backend["in_flight"] else ""
-        click.echo(f"{backend['name']}: {backend['state']}{rest if backend['state'] == 'drained' else ''}")
-    for note in answer["notes"]:
-        click.echo(f"note: {note}")
+def _tell_all(file: Path | None, admin: str | None, path: str) -> None:
+    """Each worker has an admin port of its own, and what it is told concerns itself alone."""
+    settings = config.load(file)
+    workers = settings.server.workers if admin is None else 1
+    for worker in range(workers):
+        port = settings.server.admin_port + worker
+        at = settings.model_copy(update={"server": settings.server.model_copy(update={"admin_port": port})})
+        answer = _ask_at(at, admin, path, b"")
+        prefix = f"worker {worker}: " if workers > 1 else ""
+        for backend in answer["backends"]:
+            running = f"; {backend['in_flight']} still run there" if backend["in_flight"] else ""
+            click.echo(f"{prefix}{backend['name']} is {backend['state']}{running}")
+        for note in answer["notes"]:
+            click.echo(f"note: {note}")
 
 
 def table_of(pools: Pools) -> Table:

@@ -28,12 +28,14 @@ class Event(StrEnum):
     KEY_ROTATED = "key-rotated"
     KEY_UPDATED = "key-updated"
     KEY_REVOKED = "key-revoked"
+    DRAIN = "drain"  # a backend was taken out of service by hand
+    UNDRAIN = "undrain"
     ADMIN_REFUSED = "admin-refused"  # a call of the admin port without its token
     HIT = "hit"  # a semantic hit was served: request, entry, similarity, decision
     FEEDBACK = "feedback"  # a caller's word on a hit
     RESIDENCY_REFUSAL = "residency-refusal"  # it could only have been answered outside its regions
     GUARDRAIL = "guardrail"  # which rule, what was done; never the text
-    BREAKER = "breaker"  # a backend's circuit opened or closed
+    BREAKER = "breaker"  # a backend is out, by its checks or its breaker, or is back
     PANIC = "panic"  # a pool's backends all look dead and are asked all the same, or that is over
     TORN = "torn"  # the line above was cut by a crash
     LOST = "lost"  # so many records could not be written

@@ -116,9 +116,10 @@ class Dispatcher:
         wall: Callable[[], float] = time,
         chance: Random | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        record: Callable[[str, Mapping[str, object]], None] = lambda event, facts: None,
     ) -> None:
-        """`clock`: monotonic seconds. `wall`: unix seconds."""
-        self.fleet = Fleet(fetcher, clock, wall)
+        """`clock`: monotonic seconds. `wall`: unix seconds. `record`: see Fleet."""
+        self.fleet = Fleet(fetcher, clock, wall, record)
         self._fetcher = fetcher
         self._clock = clock
         self._wall = wall
@@ -221,6 +222,7 @@ class Dispatcher:
             now = self._clock()
             vitals.failed(now, spell)
             state.failures += 1
+            self.fleet.notice(state)
             self.fleet.look_now(state)
             if error.status == 504:
                 state.limit.dropped(now, crowd)
@@ -256,6 +258,7 @@ class Dispatcher:
             state.ttft.observe((now - began.at) / began.joined, now)
             if call.needs.is_stream:  # a JSON answer's first byte is its last: that tells of its length, not of a queue
                 state.limit.observe(now - began.at, began.crowd, now, call.search.tokens)
+        self.fleet.notice(state)
 
     async def _first_byte(self, call: _Call, state: BackendState, target: Target) -> Reply:
         """Raises UpstreamError, also for a backend that is given up while we wait."""

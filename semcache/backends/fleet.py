@@ -6,6 +6,7 @@ Whether a backend may be asked at this moment is decided here; which of them is,
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic, time
 
@@ -19,6 +20,8 @@ from semcache.backends.target import Target, targets_of
 from semcache.backends.waiting import WaitingRoom
 from semcache.config import Pool, Route
 
+log = logging.getLogger(__name__)
+
 GONE_S = 60.0  # a pool that a reload has taken away serves requests that were planned before, as long as this
 CHECK_S = 2.0  # between checks, where the settings leave it to us
 
@@ -30,6 +33,7 @@ class PoolState:
         self.states: dict[str, BackendState] = {}  # by the target's name
         self.former: dict[str, BackendState] = {}  # those of before, for requests that were planned then
         self.room = WaitingRoom(settings.queue)
+        self.is_in_panic: bool = before is not None and before.is_in_panic  # when the operator was last told
         known = {}
         if before is not None:
             self.former = before.states
@@ -46,13 +50,18 @@ class PoolState:
 
 
 class Fleet:
-    """`clock`: monotonic seconds. `wall`: unix seconds."""
-
     def __init__(
-        self, fetcher: Fetcher, clock: Callable[[], float] = monotonic, wall: Callable[[], float] = time
+        self,
+        fetcher: Fetcher,
+        clock: Callable[[], float] = monotonic,
+        wall: Callable[[], float] = time,
+        record: Callable[[str, Mapping[str, object]], None] = lambda event, facts: None,
     ) -> None:
+        """`clock`: monotonic seconds. `wall`: unix seconds. `record`: told of backends that go and come back
+        ("breaker"), and of pools of which none looks alive ("panic")."""
         self.clock = clock
         self.wall = wall
+        self._record = record
         self._fetcher = fetcher
         self._pools: dict[str, PoolState] = {}
         self._gone: dict[str, tuple[PoolState, float]] = {}  # pool, until when
@@ -142,18 +151,68 @@ class Fleet:
             state.is_lost = False
             state.prefixes.forget()
             self._lists.returned(state.target.name)
+        self.notice(state)
 
     def _lost(self, state: BackendState) -> None:
         state.is_lost = True
         state.give_up()
+        self.notice(state)
 
-    def pools(self) -> Mapping[str, Mapping[str, object]]:
+    def notice(self, state: BackendState) -> None:
+        """Tell the operator of a backend that has gone or is back, once for each change. Called after whatever may have
+        been one."""
+        is_alive = state.vitals.looks_alive()
+        if is_alive is state.was_alive:
+            return
+        state.was_alive = is_alive
+        name, url = state.target.name, state.target.backend.url
+        if is_alive:
+            log.warning("backend %s (%s) is back", name, url)
+            self._record("breaker", {"backend": name, "state": "well"})
+        else:
+            why = "it fails its checks" if state.vitals.is_ejected() else "requests in a row have failed there"
+            log.warning("backend %s (%s) is out: %s", name, url, why)
+            self._record("breaker", {"backend": name, "state": str(state.vitals.state(self.clock()))})
+        pool = self._pools.get(state.target.pool)
+        if pool is not None:
+            self._notice_panic(state.target.pool, pool)
+
+    def _notice_panic(self, name: str, pool: PoolState) -> None:
+        alive = sum(state.was_alive for state in pool.states.values())
+        is_in_panic = alive == 0 or alive < pool.settings.health.panic * len(pool.states)
+        if is_in_panic is pool.is_in_panic:
+            return
+        pool.is_in_panic = is_in_panic
+        if is_in_panic:
+            log.warning("pool %s: %d of %d backends look alive, so all are tried", name, alive, len(pool.states))
+        self._record("panic", {"pool": name, "state": "begins" if is_in_panic else "ends", "alive": alive})
+
+    # By hand
+
+    def drain(self, name: str, is_drained: bool) -> Sequence[BackendState]:
+        """Send nothing new to a backend, or do again. `name`: its own, with all its keys, or that of a pool. Returns
+        those it was; empty: nothing is called that."""
+        found = []
+        for pool_name, pool in self._pools.items():
+            for own, state in pool.states.items():
+                if name in (pool_name, own) or own.startswith(f"{name}#"):
+                    state.is_drained = is_drained
+                    found.append(state)
+            pool.room.wake()
+        return found
+
+    def takes_requests(self, pool: str) -> bool:
+        """Whether any backend of it is on duty at this moment."""
+        wall = self.wall()
+        return any(state.is_on_duty(wall) for state in self._pools[pool].states.values())
+
+    def pools(self) -> Mapping[str, Mapping[str, Mapping[str, object]]]:
         """Each pool's queue and backends, as they are now."""
-        now = self.clock()
+        now, wall = self.clock(), self.wall()
         return {
             name: {
                 "queue": pool.room.stats(),
-                "backends": {target: state.stats(now) for target, state in pool.states.items()},
+                "backends": {target: state.stats(now, wall) for target, state in pool.states.items()},
             }
             for name, pool in self._pools.items()
         }

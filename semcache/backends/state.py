@@ -27,6 +27,7 @@ class BackendState:
         "_pending",
         "failures",
         "in_flight",
+        "is_drained",
         "is_lost",
         "limit",
         "prefixes",
@@ -37,6 +38,7 @@ class BackendState:
         "tokens",
         "ttft",
         "vitals",
+        "was_alive",
         "weight",
     )
 
@@ -51,6 +53,8 @@ class BackendState:
         self.requests = 0
         self.failures = 0
         self.is_lost = False  # its checks have failed, and it has not answered one since
+        self.was_alive = True  # when the operator was last told
+        self.is_drained = False  # by hand, on top of what the settings say
         self._pending: set[asyncio.Timeout] = set()
         self.adopt(target, pool)
 
@@ -75,7 +79,7 @@ class BackendState:
 
     def is_on_duty(self, unix_s: float) -> bool:
         """Whether it takes requests at this time, and has not been told to take no more."""
-        if self.target.backend.drain:
+        if self.target.backend.drain or self.is_drained:
             return False
         if not self._duty:
             return True
@@ -118,9 +122,12 @@ class BackendState:
         for patience in self._pending:
             patience.reschedule(asyncio.get_running_loop().time())
 
-    def stats(self, now: float) -> dict[str, object]:
+    def stats(self, now: float, unix_s: float) -> dict[str, object]:
+        rests_until = self.vitals.rests_until(now)
         return {
-            "state": str(self.vitals.state(now)),
+            "state": self._state(now, unix_s),
+            "url": self.target.backend.url,
+            "region": self.target.backend.region,
             "in_flight": self.in_flight,
             "limit": self.limit.limit,
             "requests": self.requests,
@@ -128,3 +135,10 @@ class BackendState:
             "ttft_s": expected_s(self, Asked(0), now),  # of a short request that came now
             "round_trip_s": self.round_trip.value(now),
         }
+            "rests_s": rests_until - now if rests_until else None,
+
+    def _state(self, now: float, unix_s: float) -> str:
+        """For people: what the operator has said before what was observed."""
+        if self.is_drained or self.target.backend.drain:
+            return "drained"
+        return str(self.vitals.state(now)) if self.is_on_duty(unix_s) else "off duty"
