@@ -20,7 +20,7 @@ from urllib.parse import urlencode
 import click
 
 from semcache import __version__, config
-from semcache.command_line import FILE, admin_url, ask_server, examples, fail, speaks_plainly
+from semcache.command_line import FILE, admin_url, ask_server, examples, fail, record_act, speaks_plainly
 from semcache.commands_audit import audit
 from semcache.commands_backends import backends
 from semcache.commands_check import check
@@ -367,7 +367,14 @@ async def _purge(settings: Config, chosen: dict[str, str], *, erase: bool, dry_r
     )
     if answer is not None:
         return int(json.loads(answer)["purged"])
-    return await _with_store(settings, lambda store: store.purge(Selector(**chosen), erase=erase, dry_run=dry_run))
+
+    async def act(store: Any) -> int:
+        if not dry_run:
+            told = {name: value for name, value in chosen.items() if name != "text"}
+            record_act(settings, "purge", **told, by_text="text" in chosen, erase=erase)
+        return int(await store.purge(Selector(**chosen), erase=erase, dry_run=dry_run))
+
+    return await _with_store(settings, act)
 
 
 @main.command(epilog=examples("semcache export backup.jsonl", "semcache export - | gzip > backup.jsonl.gz"))
@@ -377,15 +384,18 @@ async def _purge(settings: Config, chosen: dict[str, str], *, erase: bool, dry_r
 def export(file: Path, config_file: Path | None) -> None:
     """Write every entry, vectors included, as JSON Lines; a file only you can read. `-` is standard output."""
 
+    settings = _load(config_file, {})
+
     async def write(store: Any) -> int:
         count = -1  # the first line is a header
+        record_act(settings, "export", file=str(file))
         with _private(file) as target:
             async for line in store.export():
                 target.write(line)
                 count += 1
         return count
 
-    click.echo(f"{asyncio.run(_with_store(_load(config_file, {}), write))} entries exported", err=True)
+    click.echo(f"{asyncio.run(_with_store(settings, write))} entries exported", err=True)
 
 
 @main.command("import", epilog=examples("semcache import backup.jsonl"))
@@ -395,14 +405,18 @@ def export(file: Path, config_file: Path | None) -> None:
 def import_(file: Any, config_file: Path | None) -> None:
     """Read entries that `semcache export` wrote. Vectors come along, so nothing is embedded again."""
 
+    settings = _load(config_file, {})
+
     async def read(store: Any) -> int:
+        record_act(settings, "import", file=str(file.name))
+
         async def lines() -> Any:
             for line in file:
                 yield line
 
         return int(await store.import_lines(lines()))
 
-    click.echo(f"{asyncio.run(_with_store(_load(config_file, {}), read))} entries imported", err=True)
+    click.echo(f"{asyncio.run(_with_store(settings, read))} entries imported", err=True)
 
 
 main.add_command(check)

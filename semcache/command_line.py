@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import sys
 from collections.abc import Callable
@@ -50,6 +51,22 @@ def admin_url(settings: Config, admin: str | None = None) -> str:
     server = settings.server
     host = f"[{server.admin_host}]" if ":" in server.admin_host else server.admin_host
     return f"http://{host}:{server.admin_port}"
+
+
+def record_act(settings: Config, event: str, *, regions: frozenset[str] = frozenset(), **facts: object) -> None:
+    """Have it in the audit log, on the disk, before it is done. Raises SemcacheError where that cannot be."""
+    from semcache.audit.log import record_now
+    from semcache.audit.record import Event
+
+    by = f"command line, {_user()}"
+    record_now(settings.audit, settings.server.region, Event(event), regions=regions, by=by, **facts)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a number without a name
+        return "unknown user"
 
 
 async def ask_server(settings: Config, path: str, body: bytes | None, admin: str | None = None) -> bytes | None:

@@ -8,11 +8,11 @@ status: 0 done, 1 could not, 2 a setting or an argument is wrong.
 from __future__ import annotations
 
 import asyncio
-import getpass
 import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode
@@ -21,7 +21,7 @@ import click
 from pydantic import ValidationError
 
 from semcache import config
-from semcache.command_line import FILE, admin_url, ask_server, examples, speaks_plainly
+from semcache.command_line import FILE, admin_url, ask_server, examples, record_act, speaks_plainly
 from semcache.errors import ConfigError, SemcacheError
 
 if TYPE_CHECKING:
@@ -207,8 +207,6 @@ def _locksmith(settings: Config) -> Locksmith:
     """Raises StartError where the file cannot be used."""
     from semcache.access.key_file import KeyFile
     from semcache.access.locksmith import Locksmith
-    from semcache.audit.log import record_now
-    from semcache.audit.record import Event
 
     if settings.keys is None:
         raise ConfigError(
@@ -216,19 +214,7 @@ def _locksmith(settings: Config) -> Locksmith:
         )
     key_file = KeyFile(settings.keys.path, settings.keys.pepper.get_secret_value().encode())
     key_file.open()
-
-    def record(event: str, *, regions: frozenset[str], **facts: object) -> None:
-        by = f"command line, {_user()}"
-        record_now(settings.audit, settings.server.region, Event(event), regions=regions, by=by, **facts)
-
-    return Locksmith(key_file, lambda: settings.tenants, time.time, record)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container may run as a number without a name
-        return "unknown user"
+    return Locksmith(key_file, lambda: settings.tenants, time.time, partial(record_act, settings))
 
 
 def _shown(made: Made) -> dict[str, Any]:
