@@ -72,6 +72,10 @@ bench-routing: DATA ?= $(wildcard ../shared/data)
 bench-routing: $(INSTALLED)  ## how well backends are chosen, and what becomes of them when one dies: three minutes (DATA=folder with a recorded hour)
 	@$(BIN)/python -m loadtests.bench_routing $(if $(DATA),--data $(DATA)) $(ARGS)
 
+.PHONY: demo-day
+demo-day: $(INSTALLED) model  ## a day under rules: keys, limits, regions, faults, then usage and audit (ARGS=FOLDER keeps its files)
+	@$(BIN)/python -m loadtests.demo_day $(ARGS)
+
 .PHONY: loadtest
 loadtest: $(INSTALLED) model  ## a one-minute load test against `semcache simulate`, report as JSON and HTML
 	@$(BIN)/python -m loadtests $(ARGS)
