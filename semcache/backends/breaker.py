@@ -51,6 +51,11 @@ class Breaker:
         self._until = 0.0  # not closed: nobody may try before; with a trial under way: nobody else
         self._wait_s = settings.open
 
+    def adopt(self, settings: Health) -> None:
+        """Judge by these settings from now on; a wait that has begun goes on to its end."""
+        self._settings = settings
+        self._wait_s = settings.open
+
     @property
     def is_closed(self) -> bool:
         return self._closed

@@ -48,6 +48,7 @@ class Needs(NamedTuple):
     priority: Priority = "interactive"
     is_nearest_first: bool = False
     is_repeatable: bool = True  # asking twice does no harm at the upstream
+    is_optional: bool = False  # a stored answer will do instead: nobody is asked in panic
     model: str | None = None  # as the caller names it; None: no model is
     is_stream: bool = False
     prompt: bytes = b""  # as it is sent; its beginning says which KV cache may know it
@@ -150,21 +151,19 @@ class Dispatcher:
         """
         self.requests += 1
         way = self.fleet.narrow(way, needs.model)
-        call = _Call(request, needs, Search(way, needs.priority, needs.is_nearest_first, needs.prompt, needs.model))
+        search = Search(way, needs.priority, needs.is_nearest_first, needs.prompt, needs.model, needs.is_optional)
+        call = _Call(request, needs, search)
         budget = self._budget(self._retries, needs.route, needs.retry.budget)
         budget.asked(self._clock())
-        found = await self._ask(call, await self._placing.place(call.search))
-        while self._may_go_on(call, found):
-            place = self._placing.pick(call.search)
-            if place is None:
-                break
+        found = await self._ask(call, await self._placing.place(search))
+        while self._may_go_on(call, found) and self._placing.is_anybody_left(search):
             if not budget.take(self._clock()):
                 self.over_budget += 1
-                self._leave(place, call)
                 break
-            self.failovers += 1
             if isinstance(found, Answering):
                 await found.abort()
+            place = await self._placing.place(search)  # where one has died, the others may be full
+            self.failovers += 1
             found = await self._ask(call, place, pause=call.attempts > 1)
         if isinstance(found, UpstreamError):
             raise found

@@ -31,22 +31,29 @@ class PoolState:
         """`before`: what it was until now; what is known of backends lives on where they are the same."""
         self.settings = settings
         self.states: dict[str, BackendState] = {}  # by the target's name
-        self.former: dict[str, BackendState] = {}  # those of before, for requests that were planned then
-        self.room = WaitingRoom(settings.queue)
+        self.former: dict[str, BackendState] = {}  # those of before, by their names then: for requests planned then
+        self.room: WaitingRoom = WaitingRoom(settings.queue) if before is None else before.room
+        self.room.adopt(settings.queue)
         self.is_in_panic: bool = before is not None and before.is_in_panic  # when the operator was last told
-        known = {}
         if before is not None:
             self.former = before.states
-            known = {_identity(state.target, state.settings): state for state in before.states.values()}
-            if before.settings.queue == settings.queue:
-                self.room = before.room
+        known = list(self.former.values())
         for target in targets_of(name, settings):
-            state = known.pop(_identity(target, settings), None) or BackendState(target, settings)
-            state.adopt(target, settings)
+            state = next((state for state in known if _is_same(state.target, target)), None)
+            if state is None:
+                state = BackendState(target, settings)
+            else:
+                known.remove(state)
+                state.adopt(target, settings)
             self.states[target.name] = state
 
     def find(self, target: Target) -> BackendState | None:
-        return self.states.get(target.name) or self.former.get(target.name)
+        """What is known of a target, also of one that was aimed at before a reload: its name may be another's now."""
+        for states in (self.states, self.former):
+            state = states.get(target.name)
+            if state is not None and _is_same(state.target, target):
+                return state
+        return None
 
 
 class Fleet:
@@ -84,12 +91,22 @@ class Fleet:
     def adopt(self, pools: Mapping[str, Pool], routes: Sequence[Route]) -> None:
         """Take new settings at once. Requests under way end where they are."""
         old, now = self._pools, self.clock()
-        self._pools = {name: PoolState(name, settings, old.get(name)) for name, settings in pools.items()}
-        gone = {name: (pool, now + GONE_S) for name, pool in old.items() if name not in pools}
-        self._gone = {**{name: kept for name, kept in self._gone.items() if kept[1] > now}, **gone}
+        gone = {name: kept for name, kept in self._gone.items() if kept[1] > now}
+        known = {**{name: pool for name, (pool, _) in gone.items()}, **old}  # one that comes back is what it was
+        self._pools = {name: PoolState(name, settings, known.get(name)) for name, settings in pools.items()}
+        gone |= {name: (pool, now + GONE_S) for name, pool in old.items()}
+        self._gone = {name: kept for name, kept in gone.items() if name not in pools}
         states = [state for pool in self._pools.values() for state in pool.states.values()]
         self._checks.adopt({state: _interval_s(state, routes) for state in states})
         self._lists.watch(state.target for state in states)
+
+    def wake(self, name: str) -> None:
+        """A place has become free in a pool. Those who wait in another one may want it, too."""
+        if name in self._pools:
+            self._pools[name].room.wake()
+        for pool in (*self._pools.values(), *(gone for gone, _ in self._gone.values())):
+            if pool.room.waiting and pool is not self._pools.get(name):
+                pool.room.wake()
 
     # What is known
 
@@ -105,13 +122,19 @@ class Fleet:
         return self._lists.narrow(way, model)
 
     def well(self, option: Option, tried: set[str]) -> list[BackendState]:
-        """Backends of an option, less those tried, that may be asked now, with or without room."""
+        """Backends of an option, less those tried, that may be asked now, with or without room.
+
+        Where fewer are well than the settings call believable, those count as well that are said not to be.
+        """
         now = self.clock()
-        return [state for state in self._on_duty(option, tried) if state.vitals.may_take(now)]
+        able = [state for state in self._on_duty(option, tried) if state.vitals.may_take(now)]
+        return self.in_panic(option, tried) if able and self.pool(option.pool).settings.health.panic else able
 
     def in_panic(self, option: Option, tried: set[str]) -> list[BackendState]:
         """The same where health may not be believed: see health.choose."""
         states = self._on_duty(option, tried)
+        if not states:
+            return []
         chosen = choose([state.vitals for state in states], self.pool(option.pool).settings.health, self.clock())
         return [state for state in states if state.vitals in chosen]
 
@@ -129,6 +152,8 @@ class Fleet:
         return min(rests, default=None)
 
     def _on_duty(self, option: Option, tried: set[str]) -> list[BackendState]:
+        if not self.has(option.pool):  # it has been gone for so long that it is forgotten
+            return []
         pool, wall = self.pool(option.pool), self.wall()
         known = [pool.find(target) for target in option.targets if target.name not in tried]
         return [state for state in known if state is not None and state.is_on_duty(wall)]
@@ -233,10 +258,12 @@ def _interval_s(state: BackendState, routes: Sequence[Route]) -> float:
     return CHECK_S if has_other or len(like_it) > 1 else 0.0
 
 
-def _identity(target: Target, pool: Pool) -> tuple[object, ...]:
-    """What has to be the same for what is known of a backend to hold on."""
-    backend = target.backend
-    return (
-        (target.name, backend.url, target.api_key, backend.dialect, backend.proxy, backend.max_in_flight),
-        (pool.health, pool.adaptive, pool.prefix.remember),
-    )
+def _is_same(one: Target, other: Target) -> bool:
+    """Whether what is known of one holds of the other. Its name does not matter: it tells its place in the list."""
+    if one.backend is other.backend and one.name == other.name:
+        return True
+    return _identity(one) == _identity(other)
+
+
+def _identity(target: Target) -> tuple[object, ...]:
+    return target.pool, target.backend.url, target.api_key, target.backend.dialect, target.backend.proxy

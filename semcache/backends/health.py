@@ -70,6 +70,12 @@ class Vitals:
         self._waiting = 0  # requests without a first byte
         self._waiting_since = 0.0  # since when there have been some
 
+    def adopt(self, settings: Health) -> None:
+        """Judge by these settings from now on. What was found out stays."""
+        if settings != self.settings:
+            self.settings = settings
+            self._breaker.adopt(settings)
+
     # What ranking asks
 
     def may_take(self, now: float) -> bool:

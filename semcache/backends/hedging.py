@@ -7,7 +7,7 @@ caller's decision, under a budget: without one, hedging doubles the load exactly
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -22,8 +22,9 @@ async def race(
 ) -> T:
     """Return the first good result, or the last one where none is good; what one raises, the race raises.
 
-    `start_rival` is asked once, after `after_s` without a result; None: no rival. The loser is cancelled, and what it
-    may have brought nevertheless goes to `drop`.
+    `start_rival` is asked once, after `after_s` without a result; None: no rival. The loser is cancelled and has ended
+    before this returns; what it may have brought nevertheless goes to `drop`, as does the winner's when the race is
+    cancelled.
     """
     runners = [asyncio.ensure_future(first)]
     taken: asyncio.Future[T] | None = None
@@ -32,19 +33,28 @@ async def race(
         if not runners[0].done() and (rival := start_rival()) is not None:
             runners.append(asyncio.ensure_future(rival))
         running = set(runners)
-        while running:
+        while running and not (taken is not None and is_good(taken.result())):
             done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             for runner in runners:
-                if runner in done:
+                if runner in done and not (taken is not None and is_good(taken.result())):
                     taken = runner
-                    if is_good(runner.result()):
-                        return runner.result()
-        assert taken is not None
-        return taken.result()
-    finally:
-        for runner in runners:
-            if runner is not taken:
-                runner.cancel()
-        for result in await asyncio.gather(*(r for r in runners if r is not taken), return_exceptions=True):
+        await _let_go([runner for runner in runners if runner is not taken], drop)
+    except BaseException:
+        await _let_go(runners, drop)
+        raise
+    assert taken is not None
+    return taken.result()
+
+
+async def _let_go(runners: Sequence[asyncio.Future[T]], drop: Callable[[T], Awaitable[None]]) -> None:
+    """Cancel these and wait for their end. Goes on to its own end though it be cancelled."""
+
+    async def clear() -> None:
+        for result in await asyncio.gather(*runners, return_exceptions=True):
             if not isinstance(result, BaseException):
                 await drop(result)
+
+    for runner in runners:
+        runner.cancel()
+    if runners:
+        await asyncio.shield(clear())

@@ -6,7 +6,7 @@ here, it waits. Health comes before preference: a later pool that is well is ask
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
@@ -32,6 +32,7 @@ class Search:
     is_nearest_first: bool
     prompt: bytes  # the body, as it is sent
     model: str | None = None
+    is_optional: bool = False  # then only backends that are well are asked
     tried: set[str] = field(default_factory=set)  # backends that have been asked for it
     passed: set[str] = field(default_factory=set)  # pools in which it has waited long enough
     _chunks: dict[int, tuple[int, ...]] = field(default_factory=dict)  # by size
@@ -74,20 +75,29 @@ class Placing:
         `turn`: the right to look before those who came later.
         """
         options = self._in_order(search)
-        for find in (self._fleet.well, self._fleet.in_panic):
+        for find in self._ways_to_find(search):
+            is_anybody_able = False
             for number, option in enumerate(options):
                 pool = self._fleet.pool(option.pool)
                 later = options[number + 1 :]
                 able = find(option, search.tried)
+                is_anybody_able |= bool(able)
                 free = [state for state in able if state.has_room()]
                 if not free or not pool.room.may_pass(search.priority, turn):
                     if able and later and self._waits_here(search, option, pool):
                         return None
-                elif self._is_slow(search, pool, free) and any(self._has_place(search, other) for other in later):
+                elif self._is_slow(search, pool, free) and self._has_place(search, later):
                     self.overflows += 1
                 else:
                     return self._take(search, option, pool, free)
+            if is_anybody_able:  # they are only full: wait for one that is well, rather than ask one that is not
+                return None
         return None
+
+    def is_anybody_left(self, search: Search) -> bool:
+        """Whether there are backends that could be asked, now or when they have room."""
+        options = self._in_order(search)
+        return any(find(option, search.tried) for find in self._ways_to_find(search) for option in options)
 
     async def place(self, search: Search) -> Place:
         """Take a place, or wait for one. Raises Overloaded where there is none, or none in time."""
@@ -98,15 +108,14 @@ class Placing:
 
     def give_back(self, place: Place) -> None:
         place.state.finish()
-        if self._fleet.has(place.target.pool):
-            self._fleet.pool(place.target.pool).room.wake()
+        self._fleet.wake(place.target.pool)
 
     def _take(self, search: Search, option: Option, pool: PoolState, free: Sequence[BackendState]) -> Place:
         settings, now = pool.settings, self._fleet.clock()
         asked = search.asked(settings)
         best = next(iter(rank(settings.balance, free, asked, settings.prefix, now, self._chance)))
         spell = best.begin(search.tokens, now)
-        target = next(target for target in option.targets if target.name == best.target.name)
+        target = next(target for target in option.targets if pool.find(target) is best)
         return Place(best, target, asked, option.model, spell)
 
     async def _wait(self, search: Search, turn: Turn | None) -> Turn | None:
@@ -115,17 +124,21 @@ class Placing:
         None: look again without one, for there is a place in a later pool than the one that was waited in.
         """
         options = self._in_order(search)
-        full = [o for o in options if self._fleet.well(o, search.tried) or self._fleet.in_panic(o, search.tried)]
+        full: list[Option] = []
+        for find in self._ways_to_find(search):
+            full = full or [option for option in options if find(option, search.tried)]
         refusal: Overloaded | None = None
-        for option in full:
+        for number, option in enumerate(full):
             pool = self._fleet.pool(option.pool)
             is_last = option is full[-1]  # then its queue is where to wait, however long it is
-            if turn is None and not is_last and not self._waits_here(search, option, pool):
+            was_here = turn is not None and turn.room is pool.room
+            if not was_here and not is_last and not self._waits_here(search, option, pool):
                 continue
-            if refusal is not None and self._has_place(search, option):
+            if refusal is not None and self._has_place(search, (option,)):
                 return None
             try:
-                can_go = partial(self._has_place, search, option)
+                # A place in a pool that it would prefer is as good as one here.
+                can_go = partial(self._could_go, search, full[: number + 1])
                 return await pool.room.wait(search.priority, turn=turn, can_go=can_go)
             except Overloaded as exc:
                 search.passed.add(option.pool)
@@ -140,8 +153,19 @@ class Placing:
         limit = pool.settings.overflow.queue
         return limit is not None and pool.room.waiting < limit and option.pool not in search.passed
 
-    def _has_place(self, search: Search, option: Option) -> bool:
-        return any(state.has_room() for state in self._fleet.well(option, search.tried))
+    def _has_place(self, search: Search, options: Sequence[Option]) -> bool:
+        return any(state.has_room() for option in options for state in self._fleet.well(option, search.tried))
+
+    def _could_go(self, search: Search, options: Sequence[Option]) -> bool:
+        """Whether a look for a place is worth it, for one who waits."""
+        for find in self._ways_to_find(search):
+            able = [state for option in options for state in find(option, search.tried)]
+            if able:
+                return any(state.has_room() for state in able)
+        return False
+
+    def _ways_to_find(self, search: Search) -> Sequence[Callable[[Option, set[str]], list[BackendState]]]:
+        return (self._fleet.well,) if search.is_optional else (self._fleet.well, self._fleet.in_panic)
 
     def _is_slow(self, search: Search, pool: PoolState, free: Sequence[BackendState]) -> bool:
         """Whether even the quickest of these is expected to begin later than the pool's overflow says."""

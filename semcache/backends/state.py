@@ -43,6 +43,7 @@ class BackendState:
     )
 
     def __init__(self, target: Target, pool: Pool) -> None:
+        self.target = target
         self.vitals = Vitals(pool.health)
         self.limit = AdaptiveLimit(target.backend.max_in_flight, pool.adaptive)
         self.ttft = PeakEwma()  # seconds to the first byte of an answer, for each unit of balance.queue it had joined
@@ -52,14 +53,22 @@ class BackendState:
         self.tokens = 0  # of the prompts that wait for their first token, estimated
         self.requests = 0
         self.failures = 0
-        self.is_lost = False  # its checks have failed, and it has not answered one since
         self.was_alive = True  # when the operator was last told
         self.is_drained = False  # by hand, on top of what the settings say
-        self._pending: set[asyncio.Timeout] = set()
+        self.is_lost = False  # its checks have failed, and it has not answered one since
+        self._pending: dict[asyncio.Timeout, None] = {}  # a set in order
+        self.settings = pool
         self.adopt(target, pool)
 
     def adopt(self, target: Target, pool: Pool) -> None:
-        """Take new settings that change nothing of what is known."""
+        """Take new settings. What is known of the backend stays, as do the requests that are under way there; a limit
+        that was learned under another maximum is learned anew."""
+        before = self.settings
+        if (target.backend.max_in_flight, pool.adaptive) != (self.target.backend.max_in_flight, before.adaptive):
+            self.limit = AdaptiveLimit(target.backend.max_in_flight, pool.adaptive)
+        if pool.prefix.remember != before.prefix.remember:
+            self.prefixes = PrefixMap(pool.prefix.remember)
+        self.vitals.adopt(pool.health)
         self.target = target
         self.settings = pool
         self.weight = target.backend.weight
@@ -112,14 +121,15 @@ class BackendState:
 
     def waits(self, patience: asyncio.Timeout) -> None:
         """A request waits for its first byte under this timeout, until `waits_no_more`."""
-        self._pending.add(patience)
+        self._pending[patience] = None
 
     def waits_no_more(self, patience: asyncio.Timeout) -> None:
-        self._pending.discard(patience)
+        self._pending.pop(patience, None)
 
     def give_up(self) -> None:
         """It is frozen or gone: whoever waits for a first byte need not wait any longer."""
-        for patience in self._pending:
+        pending, self._pending = self._pending, {}  # each once: a timeout that is ending cannot be moved again
+        for patience in pending:
             patience.reschedule(asyncio.get_running_loop().time())
 
     def stats(self, now: float, unix_s: float) -> dict[str, object]:
@@ -134,8 +144,8 @@ class BackendState:
             "failures": self.failures,
             "ttft_s": expected_s(self, Asked(0), now),  # of a short request that came now
             "round_trip_s": self.round_trip.value(now),
-        }
             "rests_s": rests_until - now if rests_until else None,
+        }
 
     def _state(self, now: float, unix_s: float) -> str:
         """For people: what the operator has said before what was observed."""

@@ -95,6 +95,10 @@ class WaitingRoom:
         self.refused = 0  # found it full
         self.late = 0
 
+    def adopt(self, settings: Queue) -> None:
+        """For whoever comes from now on; those who wait keep their places and their deadlines."""
+        self._settings = settings
+
     @property
     def waiting(self) -> int:
         return len(self._interactive) + len(self._batch)
