@@ -98,7 +98,7 @@ class App:
             prices,
             backend_prices=prices_of(config.pools),
             bills_by_fetch=True,
-            embedder_seconds=lambda: self.core.embedder.stats().get("seconds", 0.0),
+            embedder_seconds=self._computed_s,
             usd_per_cpu_hour=config.usage.usd_per_cpu_hour,
             clock=clock,
         )
@@ -112,8 +112,8 @@ class App:
         self.node = node or new_node()
         self.fetcher = Fetcher(node=self.node)
         self.dispatcher = Dispatcher(config.pools, self.fetcher, config.routes, record=self._record_event)
-        self.judge = PoolJudge(config.pools, self.fetcher)
-        self.core = Core(config, worker == 0, embedder, clock, prices, self.judge)
+        self.judge = PoolJudge(config.pools, self.fetcher, bill=self.meter.judged)
+        self.core = Core(config, worker == 0, embedder, clock, prices, self.judge, bill_embedding=self._bill_embedding)
         self.store, self.index, self.pipeline = self.core.store, self.core.index, self.core.pipeline
         self.request_log = open_log(config.server)
         recent = RecentRequests(self.request_log)
@@ -182,6 +182,14 @@ class App:
 
     def _record_event(self, event: str, facts: Mapping[str, object]) -> None:
         self.audit.record(Event(event), regions=frozenset(), **facts)
+
+    def _computed_s(self) -> float:
+        """Seconds that cores of ours were busy embedding. A remote embedder only has us wait, and sends a bill."""
+        is_remote = self.config.embedder.engine == "openai"
+        return 0.0 if is_remote else self.core.embedder.stats().get("seconds", 0.0)
+
+    def _bill_embedding(self, tokens: int | None, texts: Sequence[str]) -> None:
+        self.meter.embedded(self.config.embedder.model, self.config.embedder.region, tokens, texts)
 
     def _record_key(self, event: str, *, regions: frozenset[str], **facts: object) -> None:
         self.audit.record(Event(event), regions=regions, **facts)
@@ -307,6 +315,7 @@ def run(config: Config, read: Callable[[], Config] | None = None, path: Path | N
 
     Raises StartError.
     """
+    _say_what_is_logged()
     server = config.server
     node = new_node()
     # The kernel shares a port among processes that bind it each, a path only among those that inherit one socket.
@@ -360,6 +369,13 @@ async def _serve(
     waiting = f"; running answers get up to {config.server.drain:g} s" if app.listener.stats()["connections"] else ""
     _say(f"stopping{waiting}")
     await app.stop()
+
+
+def _say_what_is_logged() -> None:
+    """Warnings go to the operator in the form of everything else that is said to him."""
+    stderr = logging.StreamHandler()
+    stderr.setFormatter(logging.Formatter("semcache: %(message)s"))
+    logging.getLogger("semcache").addHandler(stderr)
 
 
 def _say(line: str) -> None:

@@ -130,7 +130,6 @@ def table_of(pools: Pools) -> Table:
             table.add_row(*_cells(name, backend))
         if waiting := pool["queue"].get("waiting"):
             table.add_row("", f"{waiting} requests wait for a place")
-        table.add_section()
     return table
 
 

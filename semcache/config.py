@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -223,7 +223,13 @@ def build(raw: Mapping[str, Any], name: str = "config") -> Config:
         wrong = {error["loc"] for error in errors}
         # A route inherits what is wrong globally; said once it is enough.
         own = [error for error in errors if error["loc"][:1] != ("routes",) or error["loc"][2:] not in wrong]
+        # A list whose only item is wrong is counted as empty, too: that is no second mistake.
+        own = [error for error in own if error["type"] != "too_short" or not _holds_a_mistake(error["loc"], wrong)]
         raise ConfigError("\n".join(f"{name}: {_complaint(error, raw)}" for error in own)) from exc
+
+
+def _holds_a_mistake(place: tuple[str | int, ...], wrong: Set[tuple[str | int, ...]]) -> bool:
+    return any(len(each) > len(place) and each[: len(place)] == place for each in wrong)
 
 
 def _override(raw: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def _extras(route: Route) -> str:
 
 def _overflow(pool: Pool) -> str:
     limits = pool.overflow
-    parts = [f"{limits.queue} wait"] if limits.queue is not None else []
+    parts = [f"{limits.queue} wait"] if limits.queue else []
     parts += [f"the first token is more than {limits.ttft:g} s away"] if limits.ttft is not None else []
     return f", overflows when {' or '.join(parts)}" if parts else ""
 

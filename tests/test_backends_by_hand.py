@@ -149,7 +149,7 @@ async def test_a_backend_that_goes_and_comes_back_is_told_once_each(
         assert messages == [
             f"backend local[0] ({first.url}) is out: requests in a row have failed there",
             f"backend local[1] ({second.url}) is out: requests in a row have failed there",
-            "pool local: 0 of 2 backends look alive, so all are tried",
+            "pool local: no backend looks alive; requests go to later pools, and all of these are tried after them",
             f"backend local[0] ({first.url}) is back",
         ]
     told = [(line["event"], line["state"]) for line in audited(tmp_path) if line["event"] in ("breaker", "panic")]

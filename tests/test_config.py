@@ -145,3 +145,12 @@ def test_a_judge_of_answers_needs_a_pool_that_is_there() -> None:
 def test_answers_cannot_differ_and_be_alike() -> None:
     with pytest.raises(ConfigError, match="answers_differ is above answers_alike"):
         parse("match: {answers_alike: 0.5}", {})
+
+
+def test_a_list_whose_only_item_is_wrong_is_one_complaint() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse('pools: {local: {backends: [{url: "http://a/v1", max_in_flite: 2}]}}')
+    assert len(caught.value.message.splitlines()) == 1
+    assert "did you mean max_in_flight?" in caught.value.message
+    with pytest.raises(ConfigError, match=r"pools\.local\.backends: .*at least 1"):
+        parse("pools: {local: {backends: []}}")

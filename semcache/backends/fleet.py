@@ -209,7 +209,8 @@ class Fleet:
             return
         pool.is_in_panic = is_in_panic
         if is_in_panic:
-            log.warning("pool %s: %d of %d backends look alive, so all are tried", name, alive, len(pool.states))
+            seen = "no backend looks alive" if not alive else f"only {alive} of {len(pool.states)} backends look alive"
+            log.warning("pool %s: %s; requests go to later pools, and all of these are tried after them", name, seen)
         self._record("panic", {"pool": name, "state": "begins" if is_in_panic else "ends", "alive": alive})
 
     # By hand
