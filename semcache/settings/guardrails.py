@@ -12,7 +12,7 @@ Action = Literal["off", "flag", "refuse"]  # flag: logged, counted and let throu
 
 
 class Hook(Section):
-    """A model-based firewall of yours, asked over HTTP; docs/operating.md has what is sent and what it answers."""
+    """A model-based firewall of yours, asked over HTTP; docs/tenants.md has what is sent and what it answers."""
 
     url: str = Field(pattern="^https?://")
     api_key: SecretStr = SecretStr("")

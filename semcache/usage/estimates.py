@@ -3,7 +3,7 @@
 Every vendor has its own tokenizer, and few give it away, so this is none of theirs: it cuts a text as they do before
 they look into their vocabulary (words, runs of digits and of signs, line ends), and takes a piece for as many tokens as
 such pieces have on average. Pictures and sound are not counted. `loadtests/bench_estimates.py` holds it against a real
-tokenizer; docs/operating.md tells the error.
+tokenizer; docs/tenants.md tells the error.
 """
 
 from __future__ import annotations
