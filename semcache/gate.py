@@ -10,7 +10,7 @@ What is refused here is a ClientError in the caller's dialect.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from time import monotonic
 
 from multidict import CIMultiDictProxy
@@ -99,10 +99,14 @@ class Gate:
         self.settle(tab)
         return tab
 
-    def limited(self, headers: Sequence[tuple[str, str]], tab: Tab) -> list[tuple[str, str]]:
-        """A reply's fields with what is left of this caller's limits, in the place of what an upstream says of ours."""
-        kept = [(name, value) for name, value in headers if not name.lower().startswith(_UPSTREAMS_LIMITS)]
-        return kept + self._quotas.headers(tab.reservation, self._clock())
+    def limited(self, headers: list[tuple[str, str]], tab: Tab, *, is_relayed: bool = True) -> list[tuple[str, str]]:
+        """A reply's fields with what is left of this caller's limits, in the place of what an upstream says of ours.
+
+        `is_relayed`: there are fields of an upstream among them.
+        """
+        if is_relayed:
+            headers = [(name, value) for name, value in headers if not name.lower().startswith(_UPSTREAMS_LIMITS)]
+        return headers + self._quotas.headers(tab.reservation, self._clock())
 
     def settle(self, tab: Tab) -> None:
         """The request is over. What a fetch of it costs is settled when the fetch is."""

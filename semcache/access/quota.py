@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import IntEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 from semcache.config import Limits
@@ -76,7 +77,8 @@ class Cell:
         self.is_news = False
 
     def used(self, metric: int) -> int:
-        return max(0, self.told[metric] + self.news[metric])
+        used = self.told[metric] + self.news[metric]
+        return used if used > 0 else 0  # max() would cost more than the rest: this is asked nine times for a hit
 
 
 class Subject:
@@ -94,8 +96,11 @@ class Subject:
         return self.minute, self.day, self.month
 
     def used_in_a_minute(self, metric: int, now: float) -> float:
+        before = self.before.used(metric)
+        if not before:
+            return self.minute.used(metric)
         passed = min(max(now - self.minute.start, 0.0), MINUTE_S) / MINUTE_S
-        return self.minute.used(metric) + self.before.used(metric) * (1.0 - passed)
+        return self.minute.used(metric) + before * (1.0 - passed)
 
     def minute_wait_s(self, metric: int, limit: int, need: int, now: float) -> float:
         """Until `need` more would fit, if nothing else came meanwhile."""
@@ -315,29 +320,39 @@ class Quotas:
                 self._news.append(cell)
 
     def _figures(self, subjects: Iterable[Subject], now: float) -> list[tuple[str, str]]:
-        least: dict[int, tuple[int, int, float]] = {}  # metric -> left, limit, reset
+        least: list[tuple[int, int, float] | None] = [None, None]  # by metric: left, limit, reset
         for subject in subjects:
             rules = subject.rules
             for metric, limit in rules.minute:
-                left = int(limit - subject.used_in_a_minute(metric, now))
-                if metric not in least or left < least[metric][0]:
-                    least[metric] = left, limit, subject.minute_reset_s(metric, now)
+                if metric in _FIELDS:
+                    left = int(limit - subject.used_in_a_minute(metric, now))
+                    known = least[metric]
+                    if known is None or left < known[0]:
+                        least[metric] = left, limit, subject.minute_reset_s(metric, now)
             for cell, listed in ((subject.day, rules.day), (subject.month, rules.month)):
                 for metric, limit in listed:
-                    left = limit - cell.used(metric)
-                    if metric not in least or left < least[metric][0]:
-                        least[metric] = left, limit, cell.end - now
+                    if metric in _FIELDS:
+                        left = limit - cell.used(metric)
+                        known = least[metric]
+                        if known is None or left < known[0]:
+                            least[metric] = left, limit, cell.end - now
         found = []
-        for metric in (Metric.REQUESTS, Metric.TOKENS):  # OpenAI's has no form for money
-            if metric in least:
-                left, limit, reset_s = least[metric]
-                unit = UNITS[metric]
+        for metric, (of_limit, of_rest, of_reset) in _FIELDS.items():
+            if figures := least[metric]:
+                left, limit, reset_s = figures
                 found += [
-                    (f"x-ratelimit-limit-{unit}", str(limit)),
-                    (f"x-ratelimit-remaining-{unit}", str(max(0, left))),
-                    (f"x-ratelimit-reset-{unit}", duration(reset_s)),
+                    (of_limit, str(limit)),
+                    (of_rest, str(left if left > 0 else 0)),
+                    (of_reset, duration(reset_s)),
                 ]
         return found
+
+
+# OpenAI's, which has no form for money.
+_FIELDS = {
+    metric: tuple(f"x-ratelimit-{figure}-{UNITS[metric]}" for figure in ("limit", "remaining", "reset"))
+    for metric in (Metric.REQUESTS, Metric.TOKENS)
+}
 
 
 def duration(seconds: float) -> str:
@@ -346,7 +361,12 @@ def duration(seconds: float) -> str:
         return "0s"
     if seconds <= 0.999:
         return f"{math.ceil(seconds * 1000)}ms"
-    minutes, s = divmod(math.ceil(seconds), 60)
+    return _whole_seconds(math.ceil(seconds))
+
+
+@lru_cache(maxsize=1024)  # every reply of a second tells the same
+def _whole_seconds(seconds: int) -> str:
+    minutes, s = divmod(seconds, 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}h{m}m{s}s" if hours else f"{m}m{s}s" if m else f"{s}s"
 

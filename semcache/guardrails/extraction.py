@@ -42,11 +42,15 @@ class ExtractionWatch:
             return None
         limit = settings.extraction_per_hour
         now = self._clock()
-        count = self._counts.get((tenant, key, limit))
-        if count is None:
+        try:
+            count = self._counts[tenant, key, limit]
+        except KeyError:
             count = self._counts[tenant, key, limit] = _Count(limit, now)
         count.move_to(now)
-        is_too_many = not count.knows(exact) and count.different() >= limit and count.repeated_share() < REPEATED_SHARE
+        if count.knows(exact):
+            count.repeat()
+            return None
+        is_too_many = count.different() >= limit and count.repeated_share() < REPEATED_SHARE
         # What is refused does not count: else it would be known when it is asked again.
         if not is_too_many or settings.extraction != "refuse":
             count.add(exact)
@@ -86,6 +90,10 @@ class _Count:
         """Whether its question was asked in this hour already; of 100 new ones up to 6 pass for such."""
         byte, bit = self._place(exact)
         return bool(self._bits[byte] >> bit & 1)
+
+    def repeat(self) -> None:
+        """Count a request whose question is known."""
+        self._requests += 1
 
     def add(self, exact: bytes) -> None:
         byte, bit = self._place(exact)
