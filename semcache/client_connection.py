@@ -256,6 +256,11 @@ class Connection(BaseProtocol):
         if self._queue and self._task is None:
             self._task = self._loop.create_task(self._serve())
 
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Called with every body that is read to its end, and nearly none of them was ever paused."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
     def _counted_ahead(self) -> int:
         """Bytes to come of a body whose length is known: until it ends there can be no overhead."""
         if self._incoming is None or self._incoming_length is None:
