@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
+from typing import Any
 
 import orjson
 from multidict import CIMultiDict
@@ -23,6 +24,9 @@ from semcache.backends.target import Target
 from semcache.config import AnswersJudge, Pool, PoolChoice
 from semcache.errors import ClientError, SemcacheError
 from semcache.planning import Plan
+from semcache.types import Usage
+from semcache.usage.estimates import count_tokens
+from semcache.wire.scribes import usage_in
 from semcache.wire.spoken import Read, chat_text, message_text
 
 log = logging.getLogger(__name__)
@@ -31,6 +35,8 @@ MAX_CHARS = 6000  # of each text; longer ones are not sent, for half an answer m
 MAX_REPLY_BYTES = 256 * 1024
 MAX_TOKENS = 256  # Anthropic wants a limit; yes or no, and some thought
 HOUR_S = 3600.0
+
+Bill = Callable[[Plan, Target, str, Usage], None]  # for whom, who was asked, for which model, and what it cost
 
 _TASK = (
     "You compare two answers to a question. Do both tell the reader the same, so that the second could be given in"
@@ -43,8 +49,15 @@ _SAID = re.compile(r"\W*(yes|no)\W*", re.IGNORECASE)
 class PoolJudge:
     """Belongs to the event loop."""
 
-    def __init__(self, pools: Mapping[str, Pool], fetcher: Fetcher, now: Callable[[], float] = monotonic) -> None:
-        """`now`: monotonic seconds."""
+    def __init__(
+        self,
+        pools: Mapping[str, Pool],
+        fetcher: Fetcher,
+        now: Callable[[], float] = monotonic,
+        bill: Bill = lambda plan, backend, model, usage: None,
+    ) -> None:
+        """`now`: monotonic seconds. `bill`: told what each reply has cost."""
+        self._bill = bill
         self._pools = pools
         self._fetcher = fetcher
         self._now = now
@@ -93,10 +106,10 @@ class PoolJudge:
             # A semcache behind us would not be told whose answers these are, and might pass them on to anywhere.
             targets = [target for target in way.targets if not (plan.regions and target.backend.chain)]
             if targets:
-                return await self._ask_one(settings.model, vendor, targets, texts)
+                return await self._ask_one(settings.model, vendor, targets, texts, plan)
         raise ClientError(f"pool {settings.pool} has no backend that may see this tenant's answers")
 
-    async def _ask_one(self, model: str, vendor: str, targets: Sequence[Target], texts: str) -> str | None:
+    async def _ask_one(self, model: str, vendor: str, targets: Sequence[Target], texts: str, plan: Plan) -> str | None:
         path, headers, body, read = _request(model, vendor, texts)
         request = UpstreamRequest("POST", path, CIMultiDict(headers), body, want_recording=True, pass_key=False)
         reply = await self._fetcher.fetch(targets, request)
@@ -113,12 +126,25 @@ class PoolJudge:
             log.warning("the judge of answers says status %d", reply.status)
             return None
         try:
-            return read(orjson.loads(received))
+            answer = orjson.loads(received)
+            said = read(answer)
         except (ValueError, TypeError, LookupError, AttributeError):
-            return None
+            answer = said = None
+        asked = next(target for target in targets if target.name == reply.backend)
+        self._bill(plan, asked, model, _usage(answer, texts, said))
+        return said
 
     def stats(self) -> dict[str, float]:
         return {f"judge_{name}": count for name, count in self._count.items()}
+
+
+def _usage(answer: Any, texts: str, said: str | None) -> Usage:
+    """What the reply says it has cost, else an estimate."""
+    told = answer.get("usage") if isinstance(answer, dict) else None
+    for names in (("prompt_tokens", "completion_tokens"), ("input_tokens", "output_tokens")):
+        if usage := usage_in(told, *names):
+            return usage
+    return Usage(count_tokens(_TASK) + count_tokens(texts), count_tokens(said or ""), is_estimated=True)
 
 
 def _request(model: str, vendor: str, texts: str) -> tuple[str, Mapping[str, str], bytes, Read]:

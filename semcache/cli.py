@@ -370,7 +370,7 @@ async def _purge(settings: Config, chosen: dict[str, str], *, erase: bool, dry_r
 
     async def act(store: Any) -> int:
         if not dry_run:
-            told = {name: value for name, value in chosen.items() if name != "text"}
+            told: dict[str, Any] = {name: value for name, value in chosen.items() if name != "text"}
             record_act(settings, "purge", **told, by_text="text" in chosen, erase=erase)
         return int(await store.purge(Selector(**chosen), erase=erase, dry_run=dry_run))
 

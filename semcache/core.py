@@ -19,6 +19,7 @@ from semcache.cache import embedder as embedders
 from semcache.cache import reranker
 from semcache.cache.bound import Bound
 from semcache.cache.embedder import Embedder
+from semcache.cache.engines import Bill
 from semcache.cache.explain import Explainer
 from semcache.cache.index import Index
 from semcache.cache.judge import PairJudge
@@ -52,9 +53,11 @@ class Core:
         prices: PriceList | None = None,
         judge: AnswerJudge | None = None,
         chance: Callable[[], float] = random.random,
+        bill_embedding: Bill = lambda tokens, texts: None,
     ) -> None:
         """`leads`: it looks after the store that it shares with other processes, and saves the index. `judge`: who says
-        whether two answers are the same where texts and vectors do not; None: nobody does.
+        whether two answers are the same where texts and vectors do not; None: nobody does. `bill_embedding`: told what
+        a remote embedder bills.
 
         `embedder`, `clock` (unix seconds) and `chance` (uniform in [0, 1): what is explored) are given by tests. Raises
         StartError when the model is not prepared.
@@ -65,7 +68,7 @@ class Core:
         self.is_ready = False  # the index holds all that the store does
         self._may_save = False  # the last snapshot has been looked at: before, an empty index would take its place
         self.store = open_store(config.cache, clock)
-        self.embedder = embedder or embedders.build(config.embedder)
+        self.embedder = embedder or embedders.build(config.embedder, bill_embedding)
         self.index = Index(self.embedder.dimensions, self.embedder.stamp, snapshot_folder(config))
         self.planner = Planner(config, self.embedder.stamp)
         pair_judge = build_judge(config, self.embedder.stamp)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
 from typing import NamedTuple, TypeVar
@@ -151,6 +151,8 @@ class Deliverer:
         if kept is not None:
             return kept.score
         answer = entry.answer
+        if answer.usage is not None and answer.usage.is_estimated:  # for our books: to clients the upstream told none
+            answer = replace(answer, usage=None)
         score = await _aside(answer.size_bytes, partial(plan.dialect.prepare, answer, key[1]))
         size_bytes = score.size_bytes + sum(len(name) + len(text) for name, text in key[1].echo)
         if size_bytes <= SCORES_BYTES:

@@ -18,7 +18,7 @@ from semcache.planning import Plan
 from semcache.status_headers import replayed_before
 from semcache.types import Usage
 from semcache.usage import Fetched, Ledger, Purpose
-from semcache.usage.estimates import complete
+from semcache.usage.estimates import complete, count_tokens
 from semcache.wire.dialect import Reading
 from semcache.wire.recording import Recording
 
@@ -74,6 +74,16 @@ class Meter:
         self._counting.add(task)
         task.add_done_callback(self._counting.discard)
 
+    def judged(self, plan: Plan, target: Target, model: str, usage: Usage) -> None:
+        """A judge model was asked about this tenant's answers. It is the operator's wish, and no limit counts it."""
+        self._count(_fetch(plan, target, model, Purpose.JUDGE, usage))
+
+    def embedded(self, model: str, region: str | None, told_tokens: int | None, texts: Sequence[str]) -> None:
+        """A remote model made vectors: of whose questions, nobody knows. `told_tokens`: None, where it did not say."""
+        tokens = sum(map(count_tokens, texts)) if told_tokens is None else told_tokens
+        usage = Usage(tokens, 0, is_estimated=told_tokens is None)
+        self._count(Fetched("", "", model, "embedder", region, usage, Purpose.EMBEDDING))
+
     async def drain(self) -> None:
         """Wait until everything that has ended is counted."""
         await asyncio.gather(*self._counting, return_exceptions=True)
@@ -91,24 +101,17 @@ class Meter:
         self._bill(plan, target, recording, usage, tab)
 
     def _bill(self, plan: Plan, target: Target, recording: Recording, usage: Usage, tab: Tab) -> None:
+        model = recording.model or plan.ask.model
+        nano_usd = self._count(_fetch(plan, target, model, Purpose(recording.purpose), usage))
+        self._settle(tab, usage, nano_usd)
+
+    def _count(self, fetch: Fetched) -> int | None:
         try:
-            nano_usd = self._ledger.fetched(
-                Fetched(
-                    tenant=plan.tenant.id,
-                    key=plan.tenant.key,
-                    model=recording.model or plan.ask.model,
-                    backend=target.name,
-                    region=target.backend.region,
-                    usage=usage,
-                    purpose=Purpose(recording.purpose),
-                    price=target.backend.price,
-                )
-            )
+            return self._ledger.fetched(fetch)
         except Exception as exc:
             self.faults += 1
             log.error("a fetch could not be billed: %s", type(exc).__name__)
-            nano_usd = None
-        self._settle(tab, usage, nano_usd)
+            return None
 
     def _settle(self, tab: Tab, usage: Usage | None, nano_usd: int | None) -> None:
         if not tab.subjects:
@@ -120,3 +123,16 @@ class Meter:
 
     def stats(self) -> dict[str, float]:
         return {"faults": self.faults}
+
+
+def _fetch(plan: Plan, target: Target, model: str, purpose: Purpose, usage: Usage) -> Fetched:
+    return Fetched(
+        tenant=plan.tenant.id,
+        key=plan.tenant.key,
+        model=model,
+        backend=target.name,
+        region=target.backend.region,
+        usage=usage,
+        purpose=purpose,
+        price=target.backend.price,
+    )

@@ -50,6 +50,7 @@ from semcache.types import (
     Vector,
     Verdict,
 )
+from semcache.usage.estimates import estimate_aside
 from semcache.vouching import Vouching
 from semcache.wire.dialect import BatchDialect, Dialect, Reading, SpokenDialect
 from semcache.wire.recording import Recording
@@ -493,6 +494,7 @@ class Pipeline:
                     for item, answer in zip(plan.items[:granted], answers, strict=False)
                 ]
             else:
+                answer = await _counted(plan.ask, answer)
                 entries = [self._entry(plan, ruling, recording, plan.ask, plan.key, answer, vector, past)]
         except CacheFault:
             return Unstorable.MALFORMED
@@ -578,6 +580,11 @@ def _digest_said(dialect: Dialect, answer: Answer) -> bytes | None:
 
 def _not_cached() -> ClientError:
     return ClientError("nothing stored answers this, and only-if-cached was asked", status=504, code="not_cached")
+
+
+async def _counted(ask: Ask, answer: Answer) -> Answer:
+    """With its tokens, where the upstream told none: a replay avoids what the fetch was billed. No client sees them."""
+    return answer if answer.usage is not None else replace(answer, usage=await estimate_aside(ask, answer.parts))
 
 
 def _forbids_storing(headers: Mapping[str, str]) -> bool:

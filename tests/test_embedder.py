@@ -547,20 +547,25 @@ class EmbeddingServer:
         reply = self.respond(request, body["input"])
         return reply if isinstance(reply, web.StreamResponse) else await reply
 
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[EmbeddingServer]:
+        app = web.Application()
+        app.router.add_post("/v1/embeddings", self.handle)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        self.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+        try:
+            yield self
+        finally:
+            self.gate.set()
+            await runner.cleanup()
+
 
 @pytest.fixture
 async def server() -> AsyncIterator[EmbeddingServer]:
-    served = EmbeddingServer()
-    app = web.Application()
-    app.router.add_post("/v1/embeddings", served.handle)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    served.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-    yield served
-    served.gate.set()
-    await runner.cleanup()
+    async with EmbeddingServer().running() as served:
+        yield served
 
 
 def remote(server: EmbeddingServer, **settings: Any) -> config.Embedder:

@@ -34,9 +34,10 @@ TRIP = 5  # faults or late answers in a row, after which the engine is taken to 
 PROBE_S = 1.0  # a down engine gets one question in this time, and is up again with its first vector
 
 
-def build(settings: config.Embedder) -> Embedder:
-    """Find the model. Raises StartError when it was not prepared, cannot be loaded or does not answer."""
-    return Embedder(settings, engines.build(settings))
+def build(settings: config.Embedder, bill: engines.Bill = lambda tokens, texts: None) -> Embedder:
+    """Find the model. `bill`: see engines.py. Raises StartError when it was not prepared, cannot be loaded or does not
+    answer."""
+    return Embedder(settings, engines.build(settings, bill))
 
 
 @dataclass(eq=False, slots=True)

@@ -26,6 +26,7 @@ from semcache.errors import EmbedderFault, StartError, TooLong
 from semcache.types import Vector
 
 Reply = Vector | TooLong
+Bill = Callable[[int | None, Sequence[str]], None]  # the tokens that a server says, if it does, of these texts
 
 MOST_SESSIONS = 16  # `auto` on large machines: past it the threads wait for Python, not for a core
 CHARS_PER_TOKEN = 32  # a text of more characters than this per token of the window is too long without counting
@@ -54,8 +55,9 @@ class Engine(Protocol):
     async def close(self) -> None: ...
 
 
-def build(settings: config.Embedder) -> Engine:
-    return ENGINES[settings.engine](settings)
+def build(settings: config.Embedder, bill: Bill = lambda tokens, texts: None) -> Engine:
+    """`bill`: see RemoteEngine; what is computed here is billed by nobody."""
+    return RemoteEngine(settings, bill) if settings.engine == "openai" else ENGINES[settings.engine](settings)
 
 
 def cores() -> int:
@@ -187,9 +189,11 @@ class RemoteEngine:
 
     threads = 4  # batches on their way at once: while one travels, the next fills
 
-    def __init__(self, settings: config.Embedder) -> None:
+    def __init__(self, settings: config.Embedder, bill: Bill = lambda tokens, texts: None) -> None:
+        """`bill`: told of each reply, on the event loop."""
         assert settings.url is not None  # config.Embedder has checked
         self._settings = settings
+        self._bill = bill
         self._http: aiohttp.ClientSession | None = None
         self._place = urlsplit(settings.url).netloc.rpartition("@")[2]  # for messages: a URL can hold a password
         self.batch = settings.batch
@@ -259,6 +263,8 @@ class RemoteEngine:
                     raise EmbedderFault(f"{self._place} answers more than {len(texts)} vectors take")
         except (aiohttp.ClientError, TimeoutError, OSError) as exc:
             raise EmbedderFault(f"{self._place} does not answer: {type(exc).__name__}") from exc
+        if self._http is not None:  # the first question of all, before the start, is not worth counting
+            self._bill(_tokens_told(data), texts)
         return self._read(data, len(texts))
 
     def _read(self, data: bytearray, count: int) -> list[Vector]:
@@ -277,6 +283,14 @@ class RemoteEngine:
     async def close(self) -> None:
         if self._http is not None:
             await self._http.close()
+
+
+def _tokens_told(data: bytearray) -> int | None:
+    try:
+        tokens = orjson.loads(data)["usage"]["prompt_tokens"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return tokens if type(tokens) is int and tokens >= 0 else None
 
 
 ENGINES: dict[str, Callable[[config.Embedder], Engine]] = {
