@@ -71,6 +71,7 @@ bench: $(INSTALLED) tools model  ## ratios to the bare limits of this machine, s
 bench-routing: DATA ?= $(wildcard ../shared/data)
 bench-routing: $(INSTALLED)  ## how well backends are chosen, and what becomes of them when one dies: three minutes (DATA=folder with a recorded hour)
 	@$(BIN)/python -m loadtests.bench_routing $(if $(DATA),--data $(DATA)) $(ARGS)
+	@$(BIN)/python -m loadtests.residency --requests 20000
 
 .PHONY: demo-day
 demo-day: $(INSTALLED) model  ## a day under rules: keys, limits, regions, faults, then usage and audit (ARGS=FOLDER keeps its files)
