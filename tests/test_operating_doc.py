@@ -34,7 +34,7 @@ def load(block: str) -> Config:
     return parse(block, variables)
 
 
-YAML = [(page, line, block) for page in PAGES for line, block in blocks(page, "yaml")]
+YAML = [(page, line, block) for page in [*PAGES, "../README.md"] for line, block in blocks(page, "yaml")]
 
 
 @pytest.mark.parametrize("page, line, block", YAML, ids=[f"{page}:{line}" for page, line, _ in YAML])
@@ -89,7 +89,7 @@ def test_every_section_is_in_the_table_of_contents(page: str) -> None:
 
 
 def commands() -> Iterator[tuple[str, str]]:
-    for page in PAGES:
+    for page in [*PAGES, "../README.md"]:
         for language in ("sh", "console"):
             for _, block in blocks(page, language):
                 for line in block.replace("\\\n", " ").splitlines():
