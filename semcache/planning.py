@@ -23,6 +23,7 @@ from semcache.backends.routing import (
     pick_arm,
     pick_route,
 )
+from semcache.backends.target import Target, targets_of
 from semcache.cache.conversation import turns_left_out
 from semcache.cache.key import derive_key, derive_scope
 from semcache.cache.policy import Ruling, rule
@@ -241,6 +242,20 @@ class Planner:
         return going.way, going.route, going.name
 
     def find(self, asking: Asking, vendor: str, ask: Ask | None = None) -> Going:
+    def backends_of(self, vendor: str, tenant: Tenant) -> Sequence[Target]:
+        """All that a vendor's requests of this tenant could go to, whatever they ask for."""
+        vendor = self._spoken_for(vendor)
+        targets = [target for name, pool in self._config.pools.items() for target in targets_of(name, pool)]
+        return [
+            target
+            for target in targets
+            if target.backend.dialect == vendor and (not tenant.regions or target.backend.region in tenant.regions)
+        ]
+
+    @property
+    def routes(self) -> Sequence[Route]:
+        return self._config.routes
+
         """The route of a request, and where it goes. Raises ClientError for one that no route takes, or that may not be
         here.
         """
@@ -268,14 +283,17 @@ class Planner:
         Where the whole configuration speaks one dialect, as behind `--upstream`, its backends get every vendor's
         requests: model servers speak more than one, and what they do not know they say themselves.
         """
-        if vendor not in self._spoken and len(self._spoken) == 1:
-            (vendor,) = self._spoken
         try:
-            return find_way(choices, self._config.pools, vendor, regions, asked, model)
+            return find_way(choices, self._config.pools, self._spoken_for(vendor), regions, asked, model)
         except SemcacheError as error:
             return error
 
     def _fields(self, headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    def _spoken_for(self, vendor: str) -> str:
+        if vendor not in self._spoken and len(self._spoken) == 1:
+            (vendor,) = self._spoken
+        return vendor
+
         return tuple((name, headers[name]) for name in self._read_fields if name in headers)
 
     def stats(self) -> dict[str, float]:

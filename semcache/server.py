@@ -19,13 +19,15 @@ import orjson
 from aiohttp import web
 from multidict import CIMultiDictProxy
 
-from semcache import feedback, tunnel, wire
+from semcache import catalogue, feedback, tunnel, wire
 from semcache.admit import ANONYMOUS, Admission
 from semcache.backends.connection import Body
 from semcache.backends.dispatch import Dispatcher
 from semcache.backends.fetch import UpstreamRequest
 from semcache.backends.headers import NODE, refuse_unforwardable
+from semcache.backends.target import Target
 from semcache.cache.policy import Directives, read_directives
+from semcache.catalogue import Catalogue
 from semcache.config import Config
 from semcache.delivery import Deliverer, Headers, id_headers, own_headers, relayed, request_id
 from semcache.errors import STOPPING, ClientError, OutOfRegion, Overloaded, SemcacheError, UpstreamError
@@ -82,6 +84,7 @@ class Server:
         self.deliverer = Deliverer(pipeline, clock, timer)
         self._forwarder = Forwarder(dispatcher, meter, lambda: admission.replaces_keys, timer.now)
         self._dispatcher = dispatcher
+        self._catalogue = Catalogue(planner, dispatcher.fleet)
         self._observer = observer
         self._unready = unready
         self._desk = desk
@@ -249,6 +252,10 @@ class Server:
         switches = tunnel.is_asked_for(request)
         if switches and tenant is ANONYMOUS:
             tunnel.refuse_another_sites_page(request.headers)
+        if catalogue.is_list(request.method, path):
+            targets = self._catalogue.backends(path, request.headers, tenant)
+            if targets:
+                return await self._list_models(request, path, targets, tenant, outcome)
         if upload is None and _is_json(request):
             body, model = await self._read_json(request)
         elif request.body_exists:
@@ -287,6 +294,21 @@ class Server:
             return await self._stream(request, None, reply.status, headers, reply.chunks(), outcome, reply.reply.length)
         finally:
             await reply.abort()
+
+    async def _list_models(
+        self, request: web.BaseRequest, path: str, targets: Sequence[Target], tenant: Tenant, outcome: Outcome
+    ) -> web.StreamResponse:
+        """One list of what several backends have."""
+        tab = self._gate.let_pass(tenant)
+        pass_key = not self._admission.replaces_keys
+        try:
+            body = await self._catalogue.list(targets, path, request.headers, tenant, pass_key)
+        except SemcacheError as error:
+            return self._refuse(path, error, outcome, request, tab)
+        headers = [("Content-Type", JSON), *own_headers(outcome)]
+        if tab.subjects:
+            headers = self._gate.limited(headers, tab)
+        return self._send_whole(request, 200, headers, body, outcome)
 
     async def _relay(
         self, request: web.BaseRequest, far: tunnel.End, headers: Headers, outcome: Outcome

@@ -36,7 +36,7 @@ STOREYS: tuple[tuple[set[str], ...], ...] = (
     ),
     (
         {"pipeline", "planning", "forwarding", "batches", "delivery", "pacing", "feedback", "explaining"}
-        | {"answer_judge", "learning", "shadow", "vouching", "reload", "metering", "gate", "route_trial"},
+        | {"answer_judge", "learning", "shadow", "vouching", "reload", "metering", "gate", "catalogue", "route_trial"},
     ),
     ({"server"}, {"admin", "admin_keys", "admin_usage", "admin_backends"}, {"tuning"}),
     (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic, time
 
 from semcache.backends.checks import Checks, check_over_http
@@ -120,6 +120,18 @@ class Fleet:
     def narrow(self, way: Way, model: str | None) -> Way:
         """The way without backends that are known not to have the model. Raises ClientError 404 where all are."""
         return self._lists.narrow(way, model)
+
+    async def list_models(
+        self,
+        targets: Sequence[Target],
+        vendor: str,
+        is_allowed: Callable[[str], bool],
+        headers: Mapping[str, str],
+        pass_key: bool,
+        aliases: Iterable[str],
+    ) -> bytes:
+        """One list of all their models; see ModelLists.merged."""
+        return await self._lists.merged(targets, vendor, is_allowed, headers, pass_key, aliases)
 
     def well(self, option: Option, tried: set[str]) -> list[BackendState]:
         """Backends of an option, less those tried, that may be asked now, with or without room.

@@ -7,7 +7,7 @@ the request is sent (dispatch.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from hashlib import blake2b
@@ -15,7 +15,7 @@ from itertools import chain
 from math import log
 from typing import NamedTuple
 
-from semcache.backends.models import accepts
+from semcache.backends.models import accepts, is_alias
 from semcache.backends.target import Target, targets_of
 from semcache.config import Arm, Pool, PoolChoice, Route
 from semcache.errors import ClientError, OutOfRegion
@@ -58,6 +58,25 @@ class Way:
     def model(self) -> str | None:
         """Whose answers are looked up and stored: those of the preferred pool. None: of the model asked for."""
         return self.options[0].model
+
+
+def aliases_of(routes: Sequence[Route]) -> Sequence[str]:
+    """Names that callers use for other models: those that a route writes out, and asks for something else instead."""
+    return [
+        name
+        for route in routes
+        if any(model is not None for model in _asked_instead(route))
+        for name in route.models
+        if is_alias(name)
+    ]
+
+
+def _asked_instead(route: Route) -> Iterator[str | None]:
+    yield route.model
+    for choice in (*route.pools, *(choice for arm in route.split for choice in arm.pools)):
+        yield choice.model
+    for arm in route.split:
+        yield arm.model
 
 
 def name_of(routes: Sequence[Route], place: int) -> str:
