@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -26,6 +26,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from loadtests import bench_rules
 from loadtests.bench_pieces import (
     CHAT,
     DRIVEN_FROM,
@@ -57,7 +58,7 @@ LOOKUP_GOAL_MS = 2.0
 BUILD_S = 60.0  # how long the first start may take to build its index
 SAMPLES = 300  # requests, one at a time, for a median
 EXACT_ONLY = ("Semcache-Control: tier=exact",)
-PARTS = ("exact", "dialects", "conversation", "semantic", "miss", "rest", "restart")
+PARTS = ("exact", "rules", "dialects", "conversation", "semantic", "miss", "rest", "restart")
 
 console = Console(width=118)
 
@@ -108,7 +109,9 @@ class Bench:
         reply = write_reply(body, {"tokens": str(ANSWER_WORDS)}, 1, time.time())
         files = folder / "answer.json", folder / "answer.sse"
         files[0].write_bytes(openai_json(reply, body))
-        files[1].write_bytes(b"".join(event for _, event in openai_events(reply, body)) + DONE)
+        # With its usage at the end, as upstreams send it to a proxy that asks for it: else the proxy counts tokens.
+        told = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        files[1].write_bytes(b"".join(event for _, event in openai_events(reply, told)) + DONE)
         self._origin = self._bare(DRIVEN_FROM, "answer", *map(str, files))
         _, self.proxy = self._start_proxy("main")
 
@@ -147,6 +150,42 @@ class Bench:
                 lambda b=body: median_ms(bare, [b] * SAMPLES), lambda b=body: median_ms(self.proxy, [b] * SAMPLES)
             )
             yield added_ms(f"{name}, first byte, 1 connection, p50", *times, goals[stream][1])
+
+    def rules(self) -> Iterator[Row]:
+        """What routing, admission, guardrails, ledger and audit cost a hit and a miss, all of them on at once."""
+        child, ruled, headers = self._start_by_rules("ruled", has_rules=True, mode="serve")
+        question = "What does an exact hit cost under rules?"
+        bodies = {stream: chat(question, stream=stream) for stream in (False, True)}
+        files = self._folder / "ruled.json", self._folder / "ruled.sse"
+        for file, stream in zip(files, (False, True), strict=True):
+            file.write_bytes(self._hit(bodies[stream], "exact", ruled, headers=headers))
+        bare = self._bare(SERVED_ON, "answer", *map(str, files))
+        for stream, name in ((False, "exact hit under rules, JSON"), (True, "exact hit under rules, replayed stream")):
+            rates = self._turns(
+                lambda b=bodies[stream]: self._rate(bare, b), lambda b=bodies[stream]: self._rate(ruled, b, headers)
+            )
+            yield ratio(f"{name}, 32 connections", *rates, 0.5)
+        child.stop()
+
+        forward = self._bare(SERVED_ON, "forward", f"{self._origin}/v1/chat/completions")
+        _, plain, _ = self._start_by_rules("off-plain", has_rules=False)
+        _, ruled, headers = self._start_by_rules("off-ruled", has_rules=True)
+        for stream, name in ((False, "miss, JSON"), (True, "miss, stream")):
+            bare_ms, plain_ms, ruled_ms = self._turns(
+                lambda s=stream: median_ms(forward, self._numbered_bodies(s)),
+                lambda s=stream: median_ms(plain, self._numbered_bodies(s)),
+                lambda s=stream: median_ms(ruled, self._numbered_bodies(s), headers),
+            )
+            yield added_ms(f"{name}, what rules add to the same proxy, p50", plain_ms, ruled_ms, 0.15)
+            yield added_ms(f"{name} under rules, against a bare reverse proxy, p50", bare_ms, ruled_ms, 1.0)
+
+    def _start_by_rules(
+        self, name: str, *, has_rules: bool, mode: str = "off"
+    ) -> tuple[children.Child, str, list[str]]:
+        folder = self._folder / name
+        started = bench_rules.start(folder, self._origin, pinned(SERVED_ON), has_rules=has_rules, mode=mode)
+        self._stack.callback(started[0].stop)
+        return started
 
     def dialects(self) -> Iterator[Row]:
         """An exact hit in every dialect against one in chat's: the same question and text, in other bytes."""
@@ -280,17 +319,17 @@ class Bench:
         )
         console.print(f"  lookup p50 {median(lookups):.2f} ms; resident {resident:.0f} MB", style="dim")
 
-    def _hit(self, body: bytes, detail: str, proxy: str = "", path: str = CHAT) -> bytes:
+    def _hit(self, body: bytes, detail: str, proxy: str = "", path: str = CHAT, headers: Sequence[str] = ()) -> bytes:
         """The body of a hit on this request. Raises StartError when it does not become one."""
         with Caller(proxy or self.proxy) as caller:
             for _ in range(50):
-                _, head, answer = caller.ask(body, path=path)
+                _, head, answer = caller.ask(body, headers, path)
                 if f"detail={detail}" in header(head, "Cache-Status") and "hit" in header(head, "Cache-Status"):
                     return answer if b"chunked" not in head.lower() else _unchunked(answer)
         raise StartError(f"no {detail} hit after 50 equal requests: {header(head, 'Cache-Status')}")
 
-    def _rate(self, url: str, body: bytes) -> float:
-        return self._good(self._wrk.same(url, body))
+    def _rate(self, url: str, body: bytes, headers: Sequence[str] = ()) -> float:
+        return self._good(self._wrk.same(url, body, headers))
 
     def _good(self, load: Load) -> float:
         if load.bad:
@@ -395,6 +434,7 @@ def main(only: tuple[str, ...], rounds: int, seconds: float, entries: int, out: 
             bench = Bench(folder, stack, rounds, seconds)
             parts: dict[str, Callable[[], Iterator[Row]]] = {
                 "exact": bench.exact,
+                "rules": bench.rules,
                 "dialects": bench.dialects,
                 "conversation": bench.conversation,
                 "semantic": bench.semantic,
