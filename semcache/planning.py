@@ -241,7 +241,6 @@ class Planner:
             raise going.way
         return going.way, going.route, going.name
 
-    def find(self, asking: Asking, vendor: str, ask: Ask | None = None) -> Going:
     def backends_of(self, vendor: str, tenant: Tenant) -> Sequence[Target]:
         """All that a vendor's requests of this tenant could go to, whatever they ask for."""
         vendor = self._spoken_for(vendor)
@@ -256,6 +255,7 @@ class Planner:
     def routes(self) -> Sequence[Route]:
         return self._config.routes
 
+    def find(self, asking: Asking, vendor: str, ask: Ask | None = None) -> Going:
         """The route of a request, and where it goes. Raises ClientError for one that no route takes, or that may not be
         here.
         """
@@ -288,12 +288,12 @@ class Planner:
         except SemcacheError as error:
             return error
 
-    def _fields(self, headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     def _spoken_for(self, vendor: str) -> str:
         if vendor not in self._spoken and len(self._spoken) == 1:
             (vendor,) = self._spoken
         return vendor
 
+    def _fields(self, headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
         return tuple((name, headers[name]) for name in self._read_fields if name in headers)
 
     def stats(self) -> dict[str, float]:
