@@ -24,7 +24,7 @@ def advise(config: Config) -> list[str]:
             is_everywhere = all(line in others for others in by_route)
             if not is_everywhere or number == 0:
                 lines.append(line if is_everywhere else f"routes[{number}].{line}")
-    return lines
+    return [*lines, *_of_ways(config), *_of_regions(config)]
 
 
 def _of_route(route: Route, config: Config) -> Iterator[str]:
@@ -93,6 +93,45 @@ def _of_sharing(route: Route, config: Config) -> Iterator[str]:
         yield f"match.personal: serve, and sharing is {cache.sharing}: one tenant's balance may be told to another"
 
 
+def _of_ways(config: Config) -> Iterator[str]:
+    takes_all = next((number for number, route in enumerate(config.routes) if _takes_all(route)), None)
+    if takes_all is not None:
+        for number in range(takes_all + 1, len(config.routes)):
+            yield f"routes[{number}]: nothing gets here, as routes[{takes_all}] takes every request before it"
+    if not config.tenants:
+        return
+    for name, pool in config.pools.items():
+        for place, backend in enumerate(pool.backends):
+            if not _has_key(backend) and not backend.headers:
+                yield (
+                    f"pools.{name}.backends[{place}].api_key: none, and with tenants no caller's own key is passed on: "
+                    f"{backend.url} gets requests without one"
+                )
+
+
+def _of_regions(config: Config) -> Iterator[str]:
+    there = {backend.region for pool in config.pools.values() for backend in pool.backends}
+    store = config.cache.region or config.server.region
+    bonds = [(f"tenants[{number}]", tenant.regions) for number, tenant in enumerate(config.tenants)]
+    bonds += [(f"routes[{number}]", route.regions) for number, route in enumerate(config.routes)]
+    bonds = [(place, regions) for place, regions in bonds if regions]
+    for place, regions in bonds:
+        named = ", ".join(regions)
+        if there.isdisjoint(regions):
+            yield f"{place}.regions: no backend is in {named}, so nothing is answered but what the cache has"
+        if config.server.region is not None and config.server.region not in regions:
+            yield f"{place}.regions: {named}, and server.region is {config.server.region}: this node refuses it all"
+        elif store is not None and store not in regions:
+            yield f"{place}.regions: {named}, and the store is in {store}: nothing of it is looked up or kept"
+    if config.server.region is None and len({frozenset(regions) for _, regions in bonds}) > 1:
+        yield "server.region: not set, so this node, its store and its logs are taken to be wherever a request may be"
+
+
+def _takes_all(route: Route) -> bool:
+    narrows = (route.paths, route.tenants, route.headers, route.tenant_regions, route.prompt.min, route.prompt.max)
+    return "*" in route.models and not any(narrows)
+
+
 def _has_key(backend: Backend) -> bool:
     """It has one, or needs none: servers on plain HTTP are one's own."""
-    return backend.url.startswith("http://") or bool(backend.api_key.get_secret_value())
+    return backend.url.startswith("http://") or bool(backend.api_keys or backend.api_key.get_secret_value())

@@ -59,7 +59,7 @@ def _rows(trial: Trial) -> Iterator[tuple[str, str]]:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in trial.shares.items())
         yield "split", f"{trial.arm}, by {trial.sticky}; of {shares}"
     yield "cache", trial.lookup
-    yield "limits", ", ".join(f"{name} {value:g}" for name, value in trial.limits.items()) or "none of its tenant"
+    yield "limits", ", ".join(f"{name} {value:,}" for name, value in trial.limits.items()) or "none of its tenant"
     yield "guardrails", ", ".join(f"{name} {value}" for name, value in trial.guardrails.items()) or "none"
     if trial.flags:
         yield "they say", ", ".join(trial.flags)

@@ -231,13 +231,13 @@ def _ask(sample: Sample) -> Ask:
         endpoint=address.endpoint if address else "",
         target=sample.path,
         model=model or "",
-        question="",
+        question=repr(sample),
         context=b"",
         stream=False,
         include_usage=False,
         user=sample.user,
         traits=Traits(),
-        body=sample.body or repr(sample).encode(),
+        body=sample.body or b"",
     )
 
 
@@ -290,7 +290,8 @@ def _steps(config: Config, going: Going, asked: str | None, dialect: str, unix_s
     steps = []
     for choice in choices:
         wanted = choice.model or model
-        option = options.pop(0) if options and (options[0].pool, options[0].model) == (choice.pool, wanted) else None
+        is_next = options and options[0].pool == choice.pool and options[0].model in (wanted, wanted or asked)
+        option = options.pop(0) if is_next else None
         pool = config.pools[choice.pool]
         candidates = []
         for target in targets_of(choice.pool, pool):

@@ -7,6 +7,9 @@ import pytest
 from semcache.advice import advise
 from semcache.config import parse
 
+SHOP = "tenants: [{name: shop, keys: [k]}]"
+CLINIC = "tenants: [{name: clinic, keys: [k], regions: [eu]}]"
+EU = "pools: {c: {backends: [{url: 'http://h/v1', region: eu}]}}"
 JUDGED = "answers_judge: {pool: far, model: m}"
 
 
@@ -27,12 +30,30 @@ JUDGED = "answers_judge: {pool: far, model: m}"
         ("cache: {min_uses: 2}", ["cache.min_uses", "sharing is tenant"]),
         ("cache: {sharing: all}", ["cache.sharing: all", "whoever reaches the port"]),
         (
-            "{cache: {sharing: all}, match: {personal: serve}, tenants: [{name: a, keys: [k]}]}",
+            f"{{cache: {{sharing: all}}, match: {{personal: serve}}, {SHOP}, {EU}}}",
             ["match.personal: serve", "balance"],
         ),
         (
             f"{{match: {{mode: shadow, {JUDGED}}}, pools: {{far: {{backends: [{{url: 'https://h/v1'}}]}}}}}}",
             ["match.answers_judge", "https://h/v1", "api_key"],
+        ),
+        ("routes: [{models: ['*']}, {models: ['gpt-*']}]", ["routes[1]", "nothing gets here", "routes[0]"]),
+        (
+            f"{{{SHOP}, pools: {{c: {{backends: [{{url: 'https://h/v1'}}]}}}}}}",
+            ["pools.c.backends[0].api_key", "https://h"],
+        ),
+        (
+            f"{{{CLINIC}, pools: {{c: {{backends: [{{url: 'http://h/v1', region: us}}]}}}}}}",
+            ["tenants[0].regions", "no backend"],
+        ),
+        (f"{{{CLINIC}, {EU}, server: {{region: us}}}}", ["tenants[0].regions", "this node refuses"]),
+        (
+            f"{{{CLINIC}, {EU}, server: {{region: eu}}, cache: {{region: us}}}}",
+            ["tenants[0].regions", "store is in us"],
+        ),
+        (
+            f"{{{CLINIC}, {EU}, routes: [{{models: [a], regions: [us, eu]}}, {{models: ['*']}}]}}",
+            ["server.region", "not set", "wherever"],
         ),
     ],
 )
@@ -49,7 +70,10 @@ def test_a_note_names_the_setting_and_what_becomes_of_it(text: str, words: list[
         "match: {mode: shadow}",
         "match: {max_error: 0.01}",
         "match: {reranker: shipped, guards: []}",
-        "{cache: {sharing: namespace, min_uses: 2}, tenants: [{name: a, keys: [k]}]}",
+        f"{{cache: {{sharing: namespace, min_uses: 2}}, {SHOP}, {EU}}}",
+        f"{{{CLINIC}, {EU}}}",
+        f"{{{CLINIC}, {EU}, server: {{region: eu}}, routes: [{{prompt: {{min: 9}}}}, {{}}]}}",
+        f"{{{SHOP}, pools: {{c: {{backends: [{{url: 'https://h/v1', api_keys: [a, b]}}]}}}}}}",
         f"{{match: {{{JUDGED}}}, pools: {{far: {{backends: [{{url: 'https://h/v1', api_key: k}}]}}}}}}",
         f"{{match: {{{JUDGED}}}, pools: {{far: {{backends: [{{url: 'http://127.0.0.1:1/v1'}}]}}}}}}",
     ],
