@@ -70,7 +70,7 @@ class Forwarder:
             identity=identity,
         )
         needs = needs_of(plan.route, plan.route_name, body, is_repeatable=not plan.ask.traits.is_stateful)
-        needs = needs._replace(model=plan.ask.model, is_stream=plan.ask.stream)
+        needs = needs._replace(model=plan.ask.model, is_stream=plan.ask.stream, is_optional=recording.is_optional)
         try:
             reply = await self._dispatcher.fetch(plan.way, request, needs)
         except BaseException:

@@ -396,6 +396,7 @@ class Pipeline:
         limit_bytes = answer_limit(plan) if ruling.may_store or key is not None else 0
         recording = Recording(limit_bytes, plan.ask.stream, plan.tenant.id, plan.ask.echo, outcome.request_id)
         recording.purpose = "refresh" if keep else _PURPOSES.get(finding.occasion, "request")
+        recording.is_optional = keep or finding.instead is not None
         return self.flights.lead(
             key,
             recording,

@@ -33,6 +33,7 @@ from semcache.guardrails.inspection import NOTHING, Inspection, inspect
 from semcache.residency import Residency
 from semcache.types import Ask, Key, Reason, Scope, Tenant
 from semcache.wire import Address, BatchDialect, Dialect, vendor_of
+from semcache.wire.rename import rename_path
 from semcache.wire.turns import Conversing, Omission
 
 PLAN_BODY_BYTES = 16 * 1024  # larger bodies are parsed each time: remembering them costs more memory than it saves time
@@ -75,13 +76,13 @@ class Plan:
         """The same request, asked of another model: what that one answers is stored under its own name."""
         if model is None or model == self.ask.model:
             return self
-        ask, scope = replace(self.ask, model=model), replace(self.scope, model=model)
+        ask, scope = _of_model(self.ask, model), replace(self.scope, model=model)
         is_personal = self.ruling.personal is not None
         key = derive_key(ask, scope, self.embedder, self.shorter, is_personal=is_personal, regions=self.regions)
         items = tuple(
             Item(
-                replace(item.ask, model=model),
-                derive_key(replace(item.ask, model=model), scope, None, regions=self.regions),
+                _of_model(item.ask, model),
+                derive_key(_of_model(item.ask, model), scope, None, regions=self.regions),
             )
             for item in self.items
         )
@@ -181,7 +182,7 @@ class Planner:
             body = inspection.body
             ask = dialect.parse(address, body, headers)
         if isinstance(going.way, Way) and going.way.model is not None:
-            ask = replace(ask, model=going.way.model)
+            ask = _of_model(ask, going.way.model)
         ruling = self._rule(ask, route, regions)
         # What is personal stays with its tenant, whoever shares the rest.
         scope = derive_scope(ask, tenant, namespace, "tenant" if ruling.personal else route.cache.sharing)
@@ -300,6 +301,14 @@ class Planner:
         return {"plans": len(self._plans)}
 
 
+def _of_model(ask: Ask, model: str) -> Ask:
+    """As if it had named this model: in its path, too, where the model is named there."""
+    if model == ask.model:
+        return ask
+    items = tuple(_of_model(item, model) for item in ask.items)
+    return replace(ask, model=model, target=rename_path(ask.target, model), items=items)
+
+
 def _weight(plan: Plan) -> int:
     return max(1, len(plan.items))
 
@@ -319,4 +328,6 @@ def _sticky(by: str, asking: Asking, ask: Ask | None) -> str:
     if by == "session":
         first = next((turn.text for turn in ask.turns if turn.role == "user"), ask.question)
         return f"{asking.tenant.id} {ask.user or ''} {first or ''}"
-    return blake2b(ask.body, digest_size=16).hexdigest()
+    # Not its bytes: a stream of an answer and the answer as JSON are one entry, and so belong to one side.
+    said = b"\0".join((ask.context, (ask.question or "").encode("utf-8", "surrogatepass")))
+    return blake2b(said, digest_size=16).hexdigest()

@@ -33,6 +33,7 @@ class FakeReply:
     begins: asyncio.Future[None]
     whole: bool = True
     is_aborted: bool = False
+    is_empty: bool = False
 
     async def first(self) -> None:
         try:

@@ -204,8 +204,8 @@ def test_a_pool_may_be_asked_for_another_model_whose_answers_are_then_its_own() 
     pools = {"local": pool(), "cloud": pool(backend(models={"small": "vendor/small"}))}
     chosen = [PoolChoice(pool="local"), PoolChoice(pool="cloud", model="small")]
     way = find_way(chosen, pools, "openai", frozenset(), asked="llama")
-    assert [(option.pool, option.model) for option in way.options] == [("local", None), ("cloud", "small")]
-    assert [target.model for target in way.targets] == [None, "vendor/small"]
+    assert [(option.pool, option.model) for option in way.options] == [("local", "llama"), ("cloud", "small")]
+    assert [target.model for target in way.targets] == ["llama", "vendor/small"]
 
 
 def test_an_alias_of_a_route_is_what_its_backends_are_asked_for() -> None:

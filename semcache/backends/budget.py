@@ -14,7 +14,7 @@ SLICES = 20  # of the window, so that what was asked leaves it little by little
 
 
 class Budget:
-    """Of one route, retries or hedges. At most `share` of what was asked within the window, and the floor's worth."""
+    """Of one route, retries or hedges. At most `share` of what was asked within the window, or the floor's worth."""
 
     def __init__(self, share: float, least_per_s: float = LEAST_PER_S, window_s: float = 10.0) -> None:
         """`share`: 0 takes the floor away, too: nothing is ever repeated."""
@@ -34,7 +34,7 @@ class Budget:
     def take(self, now: float) -> bool:
         """Whether one more may be sent; if so, it counts."""
         current = self._slice(now)
-        if self._taken + 1 > self._floor + self._share * self._asked:
+        if self._taken + 1 > max(self._floor, self._share * self._asked):
             self.refused += 1
             return False
         current[2] += 1

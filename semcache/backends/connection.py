@@ -110,6 +110,11 @@ class Exchange:
         if not self._pieces and self._error is not None:
             raise self._error
 
+    @property
+    def is_empty(self) -> bool:
+        """The body has ended without a byte. Settled once `first` has returned."""
+        return self._ended and not self._pieces
+
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes, in pieces of any size. Leaving early, by cancellation too, closes the connection.
 

@@ -270,6 +270,8 @@ class Dispatcher:
                     reply = await self._fetcher.send(target, request)
                     if request.want_recording:
                         await reply.first()
+                        if reply.status == 200 and reply.is_empty:  # a model's answer has a body: it has died
+                            raise UpstreamError(f"{target.name} ended its answer before it began", sent=True)
                     return reply
                 finally:
                     state.waits_no_more(patience)

@@ -82,6 +82,11 @@ class Reply:
         """
         await self._exchange.first()
 
+    @property
+    def is_empty(self) -> bool:
+        """Its body has ended without a byte. Settled once `first` has returned."""
+        return self._exchange.is_empty
+
     def chunks(self) -> AsyncIterator[bytes]:
         """The body, once. Leaving the loop early or being cancelled closes the connection.
 

@@ -39,7 +39,7 @@ class Option:
     """A pool of a way, with those of its backends that may answer."""
 
     pool: str
-    model: str | None  # whose answers these are; None: of the model that was asked for
+    model: str | None  # whose answers these are; None: of the model that was asked for, as are all others of the way
     targets: tuple[Target, ...]
 
 
@@ -196,8 +196,12 @@ def find_way(
     """
     options = []
     speaks = serves = False
-    for choice in choices or tuple(PoolChoice(pool=name) for name in pools):
-        wanted = choice.model or model
+    choices = choices or tuple(PoolChoice(pool=name) for name in pools)
+    # Where any pool is asked for another model, each says whose answers are its own: what is looked up and stored goes
+    # by the first one's, and a later pool's may be of the model that the caller named.
+    has_others = model is not None or any(choice.model for choice in choices)
+    for choice in choices:
+        wanted = choice.model or model or (asked if has_others else None)
         targets = []
         for target in targets_of(choice.pool, pools[choice.pool]):
             if target.backend.dialect != dialect:
@@ -209,7 +213,7 @@ def find_way(
                 continue
             serves = True
             if not regions or target.backend.region in regions:
-                targets.append(target.asking_for(name if name != asked else None))
+                targets.append(target.asking_for(name if has_others or name != asked else None))
         if targets:
             options.append(Option(choice.pool, wanted, tuple(targets)))
     if options:

@@ -10,7 +10,7 @@ from hashlib import blake2b
 
 from semcache.types import Ask, Key, Scope, Tenant
 
-_VERSION = b"semcache-key-2"  # part of every key: changing what goes in must change this, so old entries are never met
+_VERSION = b"semcache-key-3"  # part of every key: changing what goes in must change this, so old entries are never met
 
 
 def derive_scope(ask: Ask, tenant: Tenant, namespace: str, sharing: str) -> Scope:

@@ -44,6 +44,7 @@ class Recording:
         self.region: str | None = None  # of the backend
         self.model: str | None = None  # whose answer it is, where another was asked than the request names
         self.purpose = "request"  # of the fetch: request, refresh, explore or shadow
+        self.is_optional = False  # the fetch: whoever waits for it has a stored answer to fall back on
         self.attempts = 0  # backends that were asked for it
         self.reading: Reading | None = None
         self.stored = False  # durable in the store

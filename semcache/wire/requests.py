@@ -121,11 +121,12 @@ def named_headers(headers: Mapping[str, str], names: tuple[str, ...]) -> tuple[t
 
 
 def context_of(tree: Tree, headers: tuple[tuple[str, str], ...]) -> bytes:
-    """The bytes that must be equal: what is left of the request, and its headers that count.
+    """The bytes that must be equal: what is left of the request, and its headers that count. Not its model: that is the
+    scope's (cache/key.py), which knows better where a route has another one asked.
 
     Canonical JSON has no raw newline, so the two cannot run together.
     """
-    context = strict_json.canonical(tree)
+    context = strict_json.canonical({name: value for name, value in tree.items() if name != "model"})
     return context + b"\n" + orjson.dumps(headers) if headers else context
 
 
