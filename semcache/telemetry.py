@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from time import monotonic
-from typing import Protocol
+from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -38,7 +38,8 @@ COUNTERS: Mapping[str, frozenset[str]] = {
     part: frozenset(names.split())
     for part, names in {
         "audit": "lines_written lines_withheld lines_lost faults rotations",
-        "backends": "requests failovers",
+        "backends": "requests failovers hedges overflows over_budget refused checks_asked checks_failed "
+        "checks_unanswered checks_faults",
         "bound": "served explored audited below_cut without_evidence unsound fits faults",
         "feedback": "wrong right unknown",
         "firewall": "asked remembered failed outside",
@@ -51,6 +52,8 @@ COUNTERS: Mapping[str, frozenset[str]] = {
         "usage": "own_usd estimated_requests unpriced_requests",
         "usage_file": "faults rows_written",
         "quotas": "refused",
+        "reload": "reloads",
+        "residency": "refused",
         "store": "commits puts refused_puts purged_puts reads damaged foreign_changes apply_faults poll_faults "
         "hot_hits hot_misses",
         "upkeep": "rounds faults expired evicted clock_jumps",
@@ -193,7 +196,10 @@ class Telemetry(Collector):
         yield from self._about_requests()
         yield from self._about_times()
         yield from self._about_money()
-        yield from self._about_parts()
+        stats = self._stats()
+        pools = stats.get("backends", {}).get("pools")
+        yield from _about_backends(pools if isinstance(pools, dict) else {})
+        yield from _about_parts(stats)
         yield _gauge("uptime_seconds", "Since the start of this worker.", [((), self._clock() - self._started)])
         build = {"version": __version__, "python": platform.python_version()}
         yield _gauge("build_info", "What is running.", [(tuple(build.values()), 1)], tuple(build))
@@ -271,25 +277,52 @@ class Telemetry(Collector):
         yield _counter("billed_usd", "Cost of the billed tokens at list prices.", billed_usd, ("model",))
         yield _counter("avoided_usd", "What the avoided tokens would have cost.", avoided_usd, labels)
 
-    def _about_parts(self) -> Iterator[Metric]:
-        """Every figure of every part, under the names that the parts gave them."""
-        by_kind: dict[str, list[tuple[tuple[str, ...], float]]] = {prefix: [] for prefix in KINDS}
-        for part, figures in self._stats().items():
-            if part == "usage":  # the rest is told by model already
-                figures = {name: value for name, value in figures.items() if name in COUNTERS[part]}
-            counters = COUNTERS.get(part, frozenset())
-            for name, value in figures.items():
-                if not isinstance(value, (int, float)):
-                    continue
-                prefix = next((prefix for prefix in KINDS if name.startswith(prefix) and name not in counters), None)
-                if prefix is not None:
-                    by_kind[prefix].append(((part, name.removeprefix(prefix)), value))
-                    continue
-                family = _counter if name in counters else _gauge
-                metric = _METRIC_NAME.sub("_", f"{part}_{name}")
-                yield family(metric, f"{part}: {name.replace('_', ' ')}.", [((), value)])
-        for prefix, (metric, text, label) in KINDS.items():
-            yield _counter(metric, text, by_kind[prefix], ("part", label))
+
+def _about_backends(pools: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Iterator[Metric]:
+    """Each backend by the name it has in the configuration, "local[0]", and what waits before each pool.
+
+    No address and no key is in a name.
+    """
+    backends = {name: told for pool in pools.values() for name, told in pool["backends"].items()}
+
+    def of_each(figure: str) -> list[tuple[tuple[str, ...], float]]:
+        return [((name,), told[figure]) for name, told in backends.items() if told[figure] is not None]
+
+    yield _gauge("backend_in_flight", "Requests that run there.", of_each("in_flight"), ("backend",))
+    yield _gauge("backend_limit", "Requests that it is taken to bear at once.", of_each("limit"), ("backend",))
+    yield _counter("backend_requests", "Requests that were sent there.", of_each("requests"), ("backend",))
+    yield _counter("backend_failures", "Requests that failed there.", of_each("failures"), ("backend",))
+    ttft = "Until the first byte of a short request that came now, as is expected."
+    yield _gauge("backend_ttft_seconds", ttft, of_each("ttft_s"), ("backend",))
+    yield _gauge("backend_round_trip_seconds", "To its host and back.", of_each("round_trip_s"), ("backend",))
+    states: Rows = [((name, str(told["state"])), 1) for name, told in backends.items()]
+    yield _gauge("backend_state", "1 for the state that it is in; other states are not there.", states, _STATE_LABELS)
+    waiting: Rows = [((name,), pool["queue"]["waiting"]) for name, pool in pools.items()]
+    yield _gauge("pool_waiting", "Requests that wait for a place at any backend of a pool.", waiting, ("pool",))
+
+
+_STATE_LABELS = ("backend", "state")
+
+
+def _about_parts(stats: Stats) -> Iterator[Metric]:
+    """Every figure of every part, under the names that the parts gave them."""
+    by_kind: dict[str, list[tuple[tuple[str, ...], float]]] = {prefix: [] for prefix in KINDS}
+    for part, figures in stats.items():
+        if part == "usage":  # the rest is told by model already
+            figures = {name: value for name, value in figures.items() if name in COUNTERS[part]}
+        counters = COUNTERS.get(part, frozenset())
+        for name, value in figures.items():
+            if not isinstance(value, (int, float)):
+                continue
+            prefix = next((prefix for prefix in KINDS if name.startswith(prefix) and name not in counters), None)
+            if prefix is not None:
+                by_kind[prefix].append(((part, name.removeprefix(prefix)), value))
+                continue
+            family = _counter if name in counters else _gauge
+            metric = _METRIC_NAME.sub("_", f"{part}_{name}")
+            yield family(metric, f"{part}: {name.replace('_', ' ')}.", [((), value)])
+    for prefix, (metric, text, label) in KINDS.items():
+        yield _counter(metric, text, by_kind[prefix], ("part", label))
 
 
 _METRIC_NAME = re.compile(r"[^a-zA-Z0-9_]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from semcache.telemetry import Histogram, Telemetry
 from semcache.types import Outcome, Reason, Tier, Unstorable, Verdict
+from tests.fakes import ModelServer
+from tests.harness import running_proxy
 
 
 class Ledger:
@@ -203,3 +206,24 @@ def test_a_value_on_a_bound_belongs_below_it() -> None:
     for value in (1.0, 1.5, 2.0, 99.0):
         histogram.add(value)
     assert histogram.cumulative(1) == [("1", 1.0), ("2", 3.0), ("+Inf", 4.0)]
+
+
+async def test_each_backend_is_told_by_its_name_and_by_nothing_that_is_secret(tmp_path: Path) -> None:
+    gone = "{url: 'http://127.0.0.1:9/v1', api_keys: [sk-one, sk-two]}"
+    async with ModelServer().running() as model:
+        health = "health: {interval: 0s, failures: 1}"
+        settings = f"pools: {{near: {{backends: [{{url: '{model.url}'}}]}}, far: {{backends: [{gone}], {health}}}}}"
+        async with running_proxy(tmp_path, f"{settings}\nroutes: [{{pools: [far, near]}}]") as proxy:
+            assert (await proxy.ask("What is a monad?")).verdict == "miss"
+            await proxy.landed()
+            told = figures(proxy.app.telemetry)
+            rendered = proxy.app.telemetry.render().decode()
+    near = (("backend", "near[0]"),)
+    assert told["semcache_backend_requests_total", near] == 1
+    assert told["semcache_backend_in_flight", near] == 0
+    assert told["semcache_backend_ttft_seconds", near] > 0
+    assert told["semcache_backend_state", (*near, ("state", "well"))] == 1
+    assert sum(told["semcache_backend_failures_total", (("backend", f"far[0]#{key}"),)] for key in (0, 1)) >= 1
+    assert told["semcache_pool_waiting", (("pool", "far"),)] == 0
+    assert told["semcache_backends_failovers_total", ()] >= 1
+    assert "sk-" not in rendered and "127.0.0.1" not in rendered
