@@ -19,7 +19,8 @@ from tests import namespaces
 
 REGIONS = ("eu", "us", "ap")
 BACKENDS = ("eu-gpu-1", "eu-gpu-2", "us-gpu", "ap-gpu")
-PORT = 8000
+PORT, EDGE_PORT, NEAR_PORT = 8000, 8001, 8002
+SECRET = "a secret of all nodes"
 EU_ONLY, ANYWHERE = "key-of-a-clinic", "key-of-a-game"
 
 
@@ -83,12 +84,32 @@ class World:
             self.until(lambda region=region: self._is_ready(region))
 
     def _proxy(self, region: str, folder: Path, stack: ExitStack) -> children.Child:
-        host = self.network[region]
         order = sorted(REGIONS, key=lambda other: other != region)
-        settings = {
-            "server": {"host": host.address, "port": PORT, "admin_port": 0, "region": region, "request_log": "off"},
-            "cache": {"store": "memory:"},
-            "match": {"mode": "off"},
+        more = {"routes": [{"pools": order}], "chain": {"secret": SECRET, "accept": True}}
+        return self._serve(region, PORT, self._gpus() | more, folder, stack)
+
+    def edge(self, folder: Path, stack: ExitStack) -> None:
+        """A semcache in eu, in front of those in eu and us. One of its routes is bound to eu, whoever asks."""
+        inner = {
+            place: {
+                "connect": "300ms",
+                "backends": [{"url": f"http://{self.network[place].address}:{PORT}", "region": place, "chain": True}],
+            }
+            for place in ("eu", "us")
+        }
+        routes = [{"models": ["bound"], "regions": ["eu"]}, {"pools": ["eu", "us"]}]
+        settings = {"pools": inner, "routes": routes, "chain": {"secret": SECRET}}
+        self._serve("eu", EDGE_PORT, settings, folder, stack).wait_for_line(r"listening on http://")
+        self.until(lambda: self._is_ready("eu", EDGE_PORT))
+
+    def nearest(self, folder: Path, stack: ExitStack) -> None:
+        """A proxy in eu that is to find out who is near; what is written first is not."""
+        settings = self._gpus() | {"routes": [{"pools": ["ap", "us", "eu"], "order": "nearest"}]}
+        self._serve("eu", NEAR_PORT, settings, folder, stack).wait_for_line(r"listening on http://")
+        self.until(lambda: self._is_ready("eu", NEAR_PORT))
+
+    def _gpus(self) -> dict[str, Any]:
+        return {
             "pools": {
                 place: {
                     "connect": "300ms",
@@ -101,23 +122,36 @@ class World:
                     ],
                 }
                 for place in REGIONS
-            },
-            "routes": [{"pools": order}],
+            }
+        }
+
+    def _serve(
+        self, region: str, port: int, settings: dict[str, Any], folder: Path, stack: ExitStack
+    ) -> children.Child:
+        host = self.network[region]
+        settings = settings | {
+            "server": {"host": host.address, "port": port, "admin_port": 0, "region": region, "request_log": "off"},
+            "cache": {"store": "memory:"},
+            "match": {"mode": "off"},
             "tenants": [
                 {"name": "clinic", "keys": [EU_ONLY], "regions": ["eu"]},
                 {"name": "game", "keys": [ANYWHERE]},
             ],
         }
-        file = folder / f"{region}.yaml"
+        file = folder / f"{region}-{port}.yaml"
         file.write_text(json.dumps(settings))  # JSON is YAML
-        child = children.Child([*host.prefix, *children.SEMCACHE, "serve", "-c", str(file)], folder / f"{region}.log")
+        child = children.Child(
+            [*host.prefix, *children.SEMCACHE, "serve", "-c", str(file)], folder / f"{region}-{port}.log"
+        )
         stack.callback(child.stop)
         return child
 
-    def ask(self, region: str, key: str, question: str) -> tuple[int, dict[str, Any]]:
+    def ask(
+        self, region: str, key: str, question: str, port: int = PORT, model: str = "m"
+    ) -> tuple[int, dict[str, Any]]:
         """Ask a region's proxy. Return the status and the body."""
-        url = f"http://{self.network[region].address}:{PORT}/v1/chat/completions"
-        body = {"model": "m", "messages": [{"role": "user", "content": question}]}
+        url = f"http://{self.network[region].address}:{port}/v1/chat/completions"
+        body = {"model": model, "messages": [{"role": "user", "content": question}]}
         return self._fetch("POST", url, headers={"Authorization": f"Bearer {key}"}, json=body)
 
     def asked_of(self, region: str) -> int:
@@ -140,9 +174,9 @@ class World:
     def until(self, holds: Any) -> None:
         assert self.network["client"].call(lambda: _in_time(holds))
 
-    def _is_ready(self, region: str) -> bool:
+    def _is_ready(self, region: str, port: int = PORT) -> bool:
         try:
-            return self._fetch("GET", f"http://{self.network[region].address}:{PORT}/readyz")[0] == 200
+            return self._fetch("GET", f"http://{self.network[region].address}:{port}/readyz")[0] == 200
         except aiohttp.ClientError:
             return False
 
@@ -194,6 +228,48 @@ def test_a_node_outside_refuses_an_eu_tenant_though_its_backends_are_reached(wor
     status, answer = world.ask(region, EU_ONLY, "May I ask here?")
     assert status == 403 and "eu" in answer["error"]["message"]
     assert [world.asked_of(place) for place in REGIONS] == before
+
+
+def test_what_an_edge_binds_stays_bound_behind_the_next_semcache(world: World, tmp_path: Path) -> None:
+    # The semcache behind it could reach GPUs in three regions, and another one beside it is in us.
+    with ExitStack() as stack:
+        world.edge(tmp_path, stack)
+        by_its_tenant, by_its_route = (EU_ONLY, "m"), (ANYWHERE, "bound")
+        for key, model in (by_its_tenant, by_its_route):
+            status, answer = world.ask("eu", key, "Before the partition?", EDGE_PORT, model)
+            assert (status, answer["system_fingerprint"][:2]) == (200, "eu")
+        before = world.asked_of("us"), world.asked_of("ap")
+        world.cut_off("eu")
+        try:
+            for key, model in (by_its_tenant, by_its_route):
+                status, answer = world.ask("eu", key, "Where is the patient?", EDGE_PORT, model)
+                assert status in (502, 503, 504), answer
+                assert answer["error"]["message"]
+            assert (world.asked_of("us"), world.asked_of("ap")) == before
+            status, answer = world.ask("eu", ANYWHERE, "Where is the treasure?", EDGE_PORT)
+            assert status == 200 and not answer["system_fingerprint"].startswith("eu")
+        finally:
+            world.join("eu")
+        world.until(lambda: world.ask("eu", EU_ONLY, "After the partition?", EDGE_PORT)[0] == 200)
+
+
+def test_the_nearest_pool_is_found_by_measuring(world: World, tmp_path: Path) -> None:
+    away = [world.network[name] for name in BACKENDS if not name.startswith("eu")]
+    with ExitStack() as stack:
+        for host in away:
+            try:
+                host.delay(40)
+            except namespaces.Forbidden as why:
+                pytest.skip(str(why))
+            stack.callback(host.delay, 0)
+        world.nearest(tmp_path, stack)
+
+        def is_near() -> bool:
+            status, answer = world.ask("eu", ANYWHERE, "Who is near?", NEAR_PORT)
+            return status == 200 and answer["system_fingerprint"].startswith("eu")
+
+        world.until(is_near)
+        assert all(is_near() for _ in range(5))
 
 
 def _connects(address: str, port: int) -> bool:

@@ -35,7 +35,7 @@ POOLS = ("near", "far", "spare")
 TENANTS, ROUTES, TOPICS = 4, 3, 2
 EVERYWHERE = frozenset(PLACES)
 SHARINGS = ("tenant", "namespace", "all")
-EXAMPLES = 16
+EXAMPLES = 12
 
 
 class Route(NamedTuple):
