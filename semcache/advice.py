@@ -6,7 +6,7 @@ What cannot work at all is an error of config.py. What is here works, and an ope
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from semcache.config import Backend, Config, Match, Route
 
@@ -125,6 +125,32 @@ def _of_regions(config: Config) -> Iterator[str]:
             yield f"{place}.regions: {named}, and the store is in {store}: nothing of it is looked up or kept"
     if config.server.region is None and len({frozenset(regions) for _, regions in bonds}) > 1:
         yield "server.region: not set, so this node, its store and its logs are taken to be wherever a request may be"
+    if bonds:
+        yield from _of_parts_elsewhere(config, [frozenset(regions) for _, regions in bonds])
+
+
+def _of_parts_elsewhere(config: Config, bonds: Sequence[frozenset[str]]) -> Iterator[str]:
+    """What belongs to a node that has requests bound to regions, and is reached over a network or written to a disk."""
+    embedder, here = config.embedder, config.server.region
+    if embedder.engine == "openai":
+        place = embedder.region or here
+        if place is None:
+            yield f"embedder.region: not set, nor server.region, so {embedder.url} reads what is bound to regions"
+        elif any(place not in regions for regions in bonds):
+            yield f"embedder.region: {place}, so of what is bound elsewhere only equal requests are hits"
+    store = config.cache.region
+    if config.usage.path == "auto" and store not in (None, here) and any(store not in regions for regions in bonds):
+        yield f"usage.path: auto, beside the store in {store}: it says who asked how much, wherever he is bound"
+    for name, pool in config.pools.items():
+        is_placed = any(backend.region for backend in pool.backends)
+        for number, backend in enumerate(pool.backends):
+            if is_placed and backend.region is None:
+                yield f"pools.{name}.backends[{number}].region: none, so it gets nothing that is bound to regions"
+            if backend.chain and backend.region is not None:
+                yield (
+                    f"pools.{name}.backends[{number}].chain: what is bound to regions stays bound behind it only where "
+                    "that semcache has chain.accept, and says where its own backends are"
+                )
 
 
 def _takes_all(route: Route) -> bool:

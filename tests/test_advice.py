@@ -10,6 +10,7 @@ from semcache.config import parse
 SHOP = "tenants: [{name: shop, keys: [k]}]"
 CLINIC = "tenants: [{name: clinic, keys: [k], regions: [eu]}]"
 EU = "pools: {c: {backends: [{url: 'http://h/v1', region: eu}]}}"
+REMOTE = "embedder: {engine: openai, url: 'http://e/v1'"
 JUDGED = "answers_judge: {pool: far, model: m}"
 
 
@@ -48,12 +49,26 @@ JUDGED = "answers_judge: {pool: far, model: m}"
         ),
         (f"{{{CLINIC}, {EU}, server: {{region: us}}}}", ["tenants[0].regions", "this node refuses"]),
         (
-            f"{{{CLINIC}, {EU}, server: {{region: eu}}, cache: {{region: us}}}}",
+            f"{{{CLINIC}, {EU}, server: {{region: eu}}, cache: {{region: us}}, usage: {{path: 'off'}}}}",
             ["tenants[0].regions", "store is in us"],
         ),
         (
             f"{{{CLINIC}, {EU}, routes: [{{models: [a], regions: [us, eu]}}, {{models: ['*']}}]}}",
             ["server.region", "not set", "wherever"],
+        ),
+        (f"{{{CLINIC}, {EU}, {REMOTE}}}}}", ["embedder.region", "not set", "http://e/v1"]),
+        (
+            f"{{{CLINIC}, {EU}, server: {{region: eu}}, {REMOTE}, region: us}}}}",
+            ["embedder.region: us", "only equal requests"],
+        ),
+        (
+            f"{{{CLINIC}, pools: {{c: {{backends: [{{url: 'http://h/v1', region: eu}}, {{url: 'http://i/v1'}}]}}}}}}",
+            ["pools.c.backends[1].region", "nothing that is bound"],
+        ),
+        (
+            f"{{{CLINIC}, chain: {{secret: a-secret-of-both-ends}}, "
+            "pools: {c: {backends: [{url: 'http://h/v1', region: eu, chain: true}]}}}",
+            ["pools.c.backends[0].chain", "chain.accept"],
         ),
     ],
 )
@@ -80,6 +95,11 @@ def test_a_note_names_the_setting_and_what_becomes_of_it(text: str, words: list[
 )
 def test_what_does_as_it_seems_gets_no_note(text: str) -> None:
     assert advise(parse(text)) == []
+
+
+def test_a_ledger_beside_a_store_elsewhere_gets_a_note_of_its_own() -> None:
+    _, line = advise(parse(f"{{{CLINIC}, {EU}, server: {{region: eu}}, cache: {{region: us}}}}"))
+    assert line.startswith("usage.path: auto, beside the store in us")
 
 
 def test_a_note_names_the_route_where_only_one_has_it() -> None:
