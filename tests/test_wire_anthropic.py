@@ -145,8 +145,9 @@ DIFFERENT: list[dict[str, Any]] = [
 ]
 
 
-def test_whatever_may_change_the_answer_is_context() -> None:
-    contexts = [ask(**fields).context for fields in [{}, *DIFFERENT]]
+def test_whatever_may_change_the_answer_is_context_or_its_model() -> None:
+    asks = [ask(**fields) for fields in [{}, *DIFFERENT]]
+    contexts = [(one.model, one.context) for one in asks]
     assert len(set(contexts)) == len(contexts)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from time import monotonic, time
 from typing import Any, NamedTuple
@@ -36,6 +36,7 @@ from semcache.errors import UpstreamError
 
 OVERLOAD_STATUSES = frozenset({429, 503, 529})  # it refused, and did nothing
 FAILURE_STATUSES = frozenset({500, 502, 503, 504, 529})
+_SPEAKING = ("application/json", "text/event-stream", "application/x-ndjson")
 FAILOVER_STATUSES = FAILURE_STATUSES | OVERLOAD_STATUSES
 
 
@@ -55,10 +56,17 @@ class Needs(NamedTuple):
     fit: Callable[[UpstreamRequest, Target], UpstreamRequest] = lambda request, target: request  # for a backend's model
 
 
+class Lost(NamedTuple):
+    """A backend that was slower than another which was asked for the same: its work is billed, and thrown away."""
+
+    target: Target
+    model: str | None  # that was asked for there; None: the one that the request names
+
+
 class Answering:
     """A reply that is under way. As fetch.Reply, and it holds its place at the backend until `abort`."""
 
-    __slots__ = ("_on_end", "attempts", "headers", "model", "reply", "status", "target")
+    __slots__ = ("_on_end", "attempts", "headers", "lost", "model", "reply", "status", "target")
 
     def __init__(self, reply: Reply, target: Target, model: str | None, on_end: Callable[[], None]) -> None:
         """`model`: whose answer it is; None: of the model that was asked for."""
@@ -68,6 +76,7 @@ class Answering:
         self.headers = reply.headers
         self.target = target
         self.attempts = 1
+        self.lost: Sequence[Lost] = ()  # others that were asked at the same time, and left for this one
         self._on_end: Callable[[], None] | None = on_end
 
     @property
@@ -97,6 +106,7 @@ class _Call:
     needs: Needs
     search: Search
     attempts: int = 0
+    lost: list[Lost] = field(default_factory=list)
 
 
 class _Began(NamedTuple):
@@ -167,7 +177,7 @@ class Dispatcher:
             found = await self._ask(call, place, pause=call.attempts > 1)
         if isinstance(found, UpstreamError):
             raise found
-        found.attempts = call.attempts
+        found.attempts, found.lost = call.attempts, call.lost
         return found
 
     def stats(self) -> dict[str, float]:
@@ -201,7 +211,13 @@ class Dispatcher:
             self.hedges += 1
             return self._try(call, other)
 
-        return await race(self._try(call, place, pause), hedge.after, start_rival, _has_begun, _drop)
+        async def drop(found: Answering | UpstreamError) -> None:
+            if isinstance(found, Answering):
+                if _has_begun(found):
+                    call.lost.append(Lost(found.target, found.model))
+                await found.abort()
+
+        return await race(self._try(call, place, pause), hedge.after, start_rival, _has_begun, drop)
 
     async def _try(self, call: _Call, place: Place, pause: bool = False) -> Answering | UpstreamError:
         """Ask one backend; an UpstreamError is returned, everything else raised. The place is given back, or goes with
@@ -228,7 +244,9 @@ class Dispatcher:
                 state.ttft.observe((now - begun) / joined, now)
             self._placing.give_back(place)
             return error
-        except BaseException:  # cancelled, or nothing that may be forwarded: no word on the backend
+        except BaseException as exc:  # cancelled, or nothing that may be forwarded: no word on the backend
+            if isinstance(exc, asyncio.CancelledError):
+                call.lost.append(Lost(target, model))
             vitals.ended(self._clock(), spell)
             self._placing.give_back(place)
             raise
@@ -270,7 +288,7 @@ class Dispatcher:
                     reply = await self._fetcher.send(target, request)
                     if request.want_recording:
                         await reply.first()
-                        if reply.status == 200 and reply.is_empty:  # a model's answer has a body: it has died
+                        if reply.is_empty and _should_say_something(reply):
                             raise UpstreamError(f"{target.name} ended its answer before it began", sent=True)
                     return reply
                 finally:
@@ -307,9 +325,9 @@ def _has_begun(found: Answering | UpstreamError) -> bool:
     return isinstance(found, Answering) and found.status not in FAILOVER_STATUSES
 
 
-async def _drop(found: Answering | UpstreamError) -> None:
-    if isinstance(found, Answering):
-        await found.abort()
+def _should_say_something(reply: Reply) -> bool:
+    """A model's answer in JSON or events has a body, or its backend has died. The subtitles of silence have none."""
+    return reply.status == 200 and reply.headers.get("Content-Type", "").lower().startswith(_SPEAKING)
 
 
 def _is_held(request: UpstreamRequest) -> bool:
