@@ -88,6 +88,8 @@ class Forwarder:
             return reading
         finally:
             self._meter.fetched(plan, reply.target, recording, reading, pieces.kept, tab)
+            for target, model in reply.lost:
+                self._meter.lost(plan, target, model, tab)
             await reply.abort()  # after a whole reply it only gives its place back
 
 

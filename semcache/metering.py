@@ -74,6 +74,21 @@ class Meter:
         self._counting.add(task)
         task.add_done_callback(self._counting.discard)
 
+    def lost(self, plan: Plan, target: Target, model: str | None, tab: Tab) -> None:
+        """A backend was asked at the same time and came too late. What it had written by then nobody knows, so only the
+        prompt is counted."""
+        task = asyncio.ensure_future(self._bill_lost(plan, target, model or plan.ask.model, tab))
+        self._counting.add(task)
+        task.add_done_callback(self._counting.discard)
+
+    async def _bill_lost(self, plan: Plan, target: Target, model: str, tab: Tab) -> None:
+        try:
+            usage = await complete(None, plan.ask, (), was_cut=True)
+        except Exception as exc:
+            self._fault(exc)
+            return
+        self._settle(tab, usage, self._count(_fetch(plan, target, model, Purpose.HEDGE, usage)))
+
     def judged(self, plan: Plan, target: Target, model: str, usage: Usage) -> None:
         """A judge model was asked about this tenant's answers. It is the operator's wish, and no limit counts it."""
         self._count(_fetch(plan, target, model, Purpose.JUDGE, usage))
@@ -94,8 +109,7 @@ class Meter:
         try:
             usage = await complete(None, plan.ask, pieces, was_cut)
         except Exception as exc:
-            self.faults += 1
-            log.error("the tokens of an answer could not be counted: %s", type(exc).__name__)
+            self._fault(exc)
             self._settle(tab, None, None)
             return
         self._bill(plan, target, recording, usage, tab)
@@ -109,9 +123,12 @@ class Meter:
         try:
             return self._ledger.fetched(fetch)
         except Exception as exc:
-            self.faults += 1
-            log.error("a fetch could not be billed: %s", type(exc).__name__)
+            self._fault(exc)
             return None
+
+    def _fault(self, exc: Exception) -> None:
+        self.faults += 1
+        log.error("a fetch could not be counted: %s", type(exc).__name__)
 
     def _settle(self, tab: Tab, usage: Usage | None, nano_usd: int | None) -> None:
         if not tab.subjects:

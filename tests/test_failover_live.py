@@ -395,7 +395,7 @@ async def test_in_a_full_outage_backends_get_a_fifth_more_than_was_asked_and_com
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_hedge_is_one_answer_one_entry_and_one_bill(tmp_path: Path, stream: bool) -> None:
+async def test_a_hedge_is_one_answer_and_one_entry_and_costs_a_prompt_more(tmp_path: Path, stream: bool) -> None:
     async with models() as [quick], ScriptedUpstream(SILENT) as slow:
         route = "{hedge: {after: 20ms, budget: 1.0}}"
         async with running_proxy(tmp_path, one_pool(slow, quick, route=route)) as proxy:
@@ -405,9 +405,9 @@ async def test_a_hedge_is_one_answer_one_entry_and_one_bill(tmp_path: Path, stre
             await proxy.landed()
             assert (proxy.app.pipeline.stored, proxy.app.dispatcher.hedges, quick.requests) == (1, 1, 1)
             await until(lambda: is_idle(proxy))
-            assert [
-                spent.requests for (_, source), spent in proxy.app.ledger.totals.items() if source == "fetched"
-            ] == [1]
+            await proxy.app.meter.drain()
+            (spent,) = (spent for (_, source), spent in proxy.app.ledger.totals.items() if source == "fetched")
+            assert (spent.requests, spent.estimated, spent.completion_tokens) == (2, 1, 22)
 
 
 async def test_a_hedge_of_which_both_fail_is_an_error_and_gives_all_places_back(tmp_path: Path) -> None:

@@ -255,7 +255,7 @@ tenants: [{{name: shop, keys: [sk-test], regions: [eu]}}, {{name: free, keys: [s
 
 
 async def test_what_passes_through_is_not_looked_into(tmp_path: Path) -> None:
-    """As docs/operating.md says: what no dialect here understands goes on as it came."""
+    """As docs/tenants.md says: what no dialect here understands goes on as it came."""
     async with running_proxy(tmp_path, "guardrails: {injection: refuse, secrets: refuse}") as proxy:
         body = {"input": f"{INJECTED} {token(1)}"}
         async with aiohttp.ClientSession() as session:

@@ -214,3 +214,24 @@ async def test_the_log_names_who_asked_what_answered_and_where(tmp_path: Path) -
     (line,) = map(json.loads, log.read_text().splitlines())
     told = {"tenant": "shop", "key": "", "model": "small", "backend": "near[0]", "region": "eu", "verdict": "miss"}
     assert line.items() >= told.items()
+
+
+async def test_the_slower_of_two_that_were_asked_at_once_is_billed_for_its_prompt(tmp_path: Path) -> None:
+    slow, quick = ModelServer(), ModelServer()
+    slow.gate = asyncio.Event()
+    async with slow.running() as first, quick.running() as second:
+        settings = f"""
+pools:
+  own: {{backends: [{{url: '{first.url}', {PRICED}}}], health: {{interval: 0s}}}}
+  other: {{backends: [{{url: '{second.url}', {PRICED}}}], health: {{interval: 0s}}}}
+routes: [{{pools: [own, other], hedge: {{after: 20ms, budget: 1.0}}}}]
+tenants: [{{name: shop, keys: [sk-test], limits: {{tokens_per_day: 10000}}}}]"""
+        async with running_proxy(tmp_path, settings) as proxy:
+            await proxy.ask("Why is the sea salty and the lake is not?")
+            rows = by(await report(proxy, "by=backend,purpose"))
+            lost = rows["own[0]", "hedge"]
+            assert (lost["fetches"], lost["estimated"], lost["own_usd"]) == (1, 1, 0)
+            assert 5 < lost["billed_tokens"] < 30
+            assert rows["other[0]", "request"]["billed_tokens"] == 33
+            charged = proxy.app.quotas._subjects["tenant shop"].day.used(1)
+            assert charged == 33 + lost["billed_tokens"]
