@@ -138,6 +138,9 @@ def _of_parts_elsewhere(config: Config, bonds: Sequence[frozenset[str]]) -> Iter
             yield f"embedder.region: not set, nor server.region, so {embedder.url} reads what is bound to regions"
         elif any(place not in regions for regions in bonds):
             yield f"embedder.region: {place}, so of what is bound elsewhere only equal requests are hits"
+    hooks = [route.guardrails.hook for route in config.routes]
+    if here is None and any(hook is not None and hook.region is None for hook in hooks):
+        yield "guardrails.hook.region: not set, nor server.region, so it is not asked about what is bound to regions"
     store = config.cache.region
     if config.usage.path == "auto" and store not in (None, here) and any(store not in regions for regions in bonds):
         yield f"usage.path: auto, beside the store in {store}: it says who asked how much, wherever he is bound"

@@ -56,6 +56,7 @@ JUDGED = "answers_judge: {pool: far, model: m}"
             f"{{{CLINIC}, {EU}, routes: [{{models: [a], regions: [us, eu]}}, {{models: ['*']}}]}}",
             ["server.region", "not set", "wherever"],
         ),
+        (f"{{{CLINIC}, {EU}, guardrails: {{hook: {{url: 'http://f/v1'}}}}}}", ["guardrails.hook.region", "not asked"]),
         (f"{{{CLINIC}, {EU}, {REMOTE}}}}}", ["embedder.region", "not set", "http://e/v1"]),
         (
             f"{{{CLINIC}, {EU}, server: {{region: eu}}, {REMOTE}, region: us}}}}",
