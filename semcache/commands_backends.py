@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Pools = Mapping[str, Mapping[str, Any]]
 
 _GOOD = ("well",)
-_DOUBTFUL = ("half-open", "resting", "drained", "off duty")
+_DOUBTFUL = ("half-open", "resting", "drained", "off-duty")
 
 _file = click.option("-c", "--config", "file", type=FILE, help="Configuration file; see config/reference.yaml.")
 _admin = click.option(

@@ -151,4 +151,4 @@ class BackendState:
         """For people: what the operator has said before what was observed."""
         if self.is_drained or self.target.backend.drain:
             return "drained"
-        return str(self.vitals.state(now)) if self.is_on_duty(unix_s) else "off duty"
+        return str(self.vitals.state(now)) if self.is_on_duty(unix_s) else "off-duty"
