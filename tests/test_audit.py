@@ -363,7 +363,7 @@ def test_questions_and_hits_are_written_only_where_the_operator_wants_them(tmp_p
 
 @pytest.mark.parametrize(
     "where, bound, told",
-    [("eu", {"eu"}, True), ("eu", {"us"}, False), ("eu", set(), True), (None, {"eu"}, False), (None, set(), True)],
+    [("eu", {"eu"}, True), ("eu", {"us"}, False), ("eu", set(), True), (None, {"eu"}, True), (None, set(), True)],
 )
 def test_of_a_tenant_of_another_region_only_a_count_is_told(
     tmp_path: Path, where: str | None, bound: set[str], told: bool
