@@ -34,9 +34,15 @@ class Catalogue:
         self._planner = planner
         self._fleet = fleet
 
-    def backends(self, path: str, headers: Mapping[str, str], tenant: Tenant) -> Sequence[Target]:
+    def regions(self, path: str, headers: Mapping[str, str], tenant: Tenant) -> frozenset[str]:
+        """That a request for the list is bound to; empty: any. Raises OutOfRegion."""
+        return self._planner.bound_for(path, headers, vendor_of(path, headers), tenant)
+
+    def backends(
+        self, path: str, headers: Mapping[str, str], tenant: Tenant, regions: frozenset[str]
+    ) -> Sequence[Target]:
         """Those whose lists make up this one; none where a request for it should pass through as any other."""
-        targets = self._planner.backends_of(vendor_of(path, headers), tenant)
+        targets = self._planner.backends_of(vendor_of(path, headers), regions)
         if any(target.backend.dialect == "azure" for target in targets):
             return ()  # it lists what could be deployed, and is asked for deployments
         is_one = len({id(target.backend) for target in targets}) == 1 and targets[0].backend.models == "any"

@@ -28,7 +28,7 @@ from semcache.cache.conversation import turns_left_out
 from semcache.cache.key import derive_key, derive_scope
 from semcache.cache.policy import Ruling, rule
 from semcache.config import Config, PoolChoice, Route
-from semcache.errors import ClientError, SemcacheError
+from semcache.errors import ClientError, OutOfRegion, SemcacheError
 from semcache.guardrails.inspection import NOTHING, Inspection, inspect
 from semcache.residency import Residency
 from semcache.types import Ask, Key, Reason, Scope, Tenant
@@ -242,14 +242,23 @@ class Planner:
             raise going.way
         return going.way, going.route, going.name
 
-    def backends_of(self, vendor: str, tenant: Tenant) -> Sequence[Target]:
-        """All that a vendor's requests of this tenant could go to, whatever they ask for."""
+    def bound_for(self, path: str, headers: Mapping[str, str], vendor: str, tenant: Tenant) -> frozenset[str]:
+        """The regions of a request that names no model and asks several backends; empty: any. Raises OutOfRegion."""
+        try:
+            return self.find(Asking(None, path, tenant, dict(self._fields(headers))), vendor).regions
+        except OutOfRegion:
+            raise
+        except ClientError:  # no route is for this itself; those for models may be
+            return tenant.regions
+
+    def backends_of(self, vendor: str, regions: frozenset[str]) -> Sequence[Target]:
+        """All that a vendor's requests that are bound to these regions could go to, whatever they ask for."""
         vendor = self._spoken_for(vendor)
         targets = [target for name, pool in self._config.pools.items() for target in targets_of(name, pool)]
         return [
             target
             for target in targets
-            if target.backend.dialect == vendor and (not tenant.regions or target.backend.region in tenant.regions)
+            if target.backend.dialect == vendor and (not regions or target.backend.region in regions)
         ]
 
     @property

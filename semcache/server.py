@@ -253,7 +253,8 @@ class Server:
         if switches and tenant is ANONYMOUS:
             tunnel.refuse_another_sites_page(request.headers)
         if catalogue.is_list(request.method, path):
-            targets = self._catalogue.backends(path, request.headers, tenant)
+            outcome.regions = self._catalogue.regions(path, request.headers, tenant)
+            targets = self._catalogue.backends(path, request.headers, tenant, outcome.regions)
             if targets:
                 return await self._list_models(request, path, targets, tenant, outcome)
         if upload is None and _is_json(request):

@@ -158,6 +158,24 @@ def test_a_refusal_names_the_regions_it_keeps() -> None:
     assert "may use eu only, and this node is in us" in refused.value.message
 
 
+async def test_what_a_route_binds_asks_no_backend_outside_for_its_models(tmp_path: Path) -> None:
+    # The list is of all that a tenant may use, and with the question for it his header fields went to all of them.
+    async with ModelServer().running() as european, ModelServer().running() as american:
+        settings = (
+            "server: {region: eu}\ntenants: [{name: shop, keys: [sk-test]}, {name: free, keys: [sk-free]}]\n"
+            "routes: [{tenants: [shop], regions: [eu]}, {models: ['*']}]\npools:\n"
+            f'  here: {{backends: [{{url: "{european.url}", region: eu, models: ["a"]}}]}}\n'
+            f'  there: {{backends: [{{url: "{american.url}", region: us, models: ["b"]}}]}}\n'
+        )
+        async with running_proxy(tmp_path, settings) as proxy, aiohttp.ClientSession() as http:
+            for key, known in (("sk-test", ["a"]), ("sk-free", ["a", "b"])):
+                headers = {"Authorization": f"Bearer {key}", "X-Patient": "1" if key == "sk-test" else "none"}
+                async with http.get(f"{proxy.url}/models", headers=headers) as response:
+                    listed = json.loads(await response.read())
+                assert sorted(model["id"] for model in listed["data"]) == known
+        assert all(headers.get("X-Patient") != "1" for headers in american.headers)
+
+
 async def post(url: str, key: str, body: object) -> tuple[int, dict[str, dict[str, object]]]:
     headers = {"Authorization": f"Bearer {key}"}
     async with aiohttp.ClientSession() as http, http.post(url, json=body, headers=headers) as response:
