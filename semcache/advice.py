@@ -117,11 +117,12 @@ def _of_regions(config: Config) -> Iterator[str]:
     bonds = [(place, regions) for place, regions in bonds if regions]
     for place, regions in bonds:
         named = ", ".join(regions)
-        if there.isdisjoint(regions):
-            yield f"{place}.regions: no backend is in {named}, so nothing is answered but what the cache has"
         if config.server.region is not None and config.server.region not in regions:
             yield f"{place}.regions: {named}, and server.region is {config.server.region}: this node refuses it all"
-        elif store is not None and store not in regions:
+            continue
+        if there.isdisjoint(regions):
+            yield f"{place}.regions: no backend is in {named}, so nothing is answered but what the cache has"
+        if store is not None and store not in regions:
             yield f"{place}.regions: {named}, and the store is in {store}: nothing of it is looked up or kept"
     if config.server.region is None and len({frozenset(regions) for _, regions in bonds}) > 1:
         yield "server.region: not set, so this node, its store and its logs are taken to be wherever a request may be"
