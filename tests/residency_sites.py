@@ -44,6 +44,8 @@ class Site:
             assert request.path == "/v1/models", request.path
             return web.json_response({"data": []}, status=500 if self.mode == "error" else 200)
         self._remember(canary)
+        if request.method == "GET":  # a caller's question for the list of models
+            return web.json_response({"data": [{"id": "a", "object": "model"}]})
         owner = canary.replace("|", " ")
         body = await request.json()
         match self.mode:

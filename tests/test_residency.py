@@ -69,7 +69,7 @@ class Request(NamedTuple):
     tenant: int
     route: int
     topic: int
-    kind: str  # chat, stream, embeddings, images
+    kind: str  # chat, stream, embeddings, images, list
     at_once: int
     is_across: bool  # a reload comes while it is under way
 
@@ -120,7 +120,7 @@ asking = st.builds(
     st.integers(0, TENANTS - 1),
     st.integers(0, ROUTES - 1),
     st.integers(0, TOPICS - 1),
-    st.sampled_from(["chat", "chat", "chat", "stream", "embeddings", "images"]),
+    st.sampled_from(["chat", "chat", "chat", "stream", "embeddings", "images", "list"]),
     st.sampled_from([1, 1, 3]),
     st.integers(0, 5).map(lambda chance: chance == 0),
 )
@@ -227,7 +227,9 @@ class Play:
 
     def _allowed(self, request: Request, rules: Rules) -> frozenset[str] | None:
         """Empty: anywhere; None: nowhere, as tenant and route exclude each other."""
-        bound, route = rules.bound[request.tenant], frozenset(rules.routes[request.route].regions)
+        # What names no model takes the first route there is.
+        route = frozenset(rules.routes[0 if request.kind == "list" else request.route].regions)
+        bound = rules.bound[request.tenant]
         return (bound & route or None) if bound and route else bound or route
 
     def _in_force(self, request: Request) -> Sequence[Rules]:
@@ -264,7 +266,9 @@ class Play:
         path, body = self._body(request, f"[{name} {mark}]")
         self.counts["requests"] += 1
         try:
-            async with self._http.post(f"{self._url}/{path}", json=body, headers=headers) as reply:
+            sent: dict[str, Any] = {} if request.kind == "list" else {"json": body}
+            method = "GET" if request.kind == "list" else "POST"
+            async with self._http.request(method, f"{self._url}/{path}", headers=headers, **sent) as reply:
                 answer = await reply.read()
         except aiohttp.ClientPayloadError:
             self.counts["cut off"] += 1
@@ -286,6 +290,8 @@ class Play:
         body: dict[str, Any] = {"model": f"r{request.route}-model"}
         # Every other question is the same for all, so that tenants could meet; the others say whose they are.
         question = f"How does subject {request.topic} work, at all?" + (f" {whose}" if request.topic % 2 else "")
+        if request.kind == "list":
+            return "models", {}
         if request.kind == "embeddings":
             return "embeddings", body | {"input": [f"subject {request.topic} {whose}", "subject 9 of all"]}
         body["messages"] = [{"role": "user", "content": question}]
@@ -303,6 +309,8 @@ class Play:
         self.counts[f"refused: {error['code'] or status}"] += 1
 
     def _look_at_answer(self, request: Request, answer: bytes, places: frozenset[str]) -> None:
+        if request.kind == "list":
+            return
         if request.kind == "embeddings":
             vectors = [item["embedding"] for item in json.loads(answer)["data"]]
             made = [(int(writer), PLACES[int(place)]) for writer, place, _ in vectors]
