@@ -130,11 +130,6 @@ class Planner:
         self._read_fields = tuple(sorted({name.lower() for route in config.routes for name in route.headers} | sticky))
         self._reads_size = any(route.prompt.min or route.prompt.max is not None for route in config.routes)
 
-    def forget(self) -> None:
-        """What a tenant may do has changed: nothing that was planned for him holds on."""
-        self._plans.clear()
-        self._routes.cache_clear()
-
     def plan(self, address: Address, headers: Mapping[str, str], body: bytes, tenant: Tenant, namespace: str) -> Plan:
         """Parse, rule, derive the key, find the route. Raises ClientError for a body that is not a request."""
         context_headers = address.dialect.context_headers(headers)
