@@ -153,7 +153,7 @@ class Bench:
 
     def rules(self) -> Iterator[Row]:
         """What routing, admission, guardrails, ledger and audit cost a hit and a miss, all of them on at once."""
-        child, ruled, headers = self._start_by_rules("ruled", has_rules=True, mode="serve")
+        child, ruled, headers = self._start_by_rules("ruled", mode="serve")
         question = "What does an exact hit cost under rules?"
         bodies = {stream: chat(question, stream=stream) for stream in (False, True)}
         files = self._folder / "ruled.json", self._folder / "ruled.sse"
@@ -169,21 +169,30 @@ class Bench:
 
         forward = self._bare(SERVED_ON, "forward", f"{self._origin}/v1/chat/completions")
         _, plain, _ = self._start_by_rules("off-plain", has_rules=False)
-        _, ruled, headers = self._start_by_rules("off-ruled", has_rules=True)
+        _, ruled, headers = self._start_by_rules("off-ruled", has_guardrails=False)
+        _, guarded, guarded_headers = self._start_by_rules("off-guarded")
         for stream, name in ((False, "miss, JSON"), (True, "miss, stream")):
-            bare_ms, plain_ms, ruled_ms = self._turns(
+            bare_ms, plain_ms, ruled_ms, guarded_ms = self._turns(
                 lambda s=stream: median_ms(forward, self._numbered_bodies(s)),
                 lambda s=stream: median_ms(plain, self._numbered_bodies(s)),
                 lambda s=stream: median_ms(ruled, self._numbered_bodies(s), headers),
+                lambda s=stream: median_ms(guarded, self._numbered_bodies(s), guarded_headers),
             )
-            yield added_ms(f"{name}, what rules add to the same proxy, p50", plain_ms, ruled_ms, 0.15)
-            yield added_ms(f"{name} under rules, against a bare reverse proxy, p50", bare_ms, ruled_ms, 1.0)
+            yield added_ms(f"{name}, what rules but guardrails add to the same proxy, p50", plain_ms, ruled_ms, 0.15)
+            yield added_ms(f"{name} under all rules, against a bare reverse proxy, p50", bare_ms, guarded_ms, 1.0)
 
     def _start_by_rules(
-        self, name: str, *, has_rules: bool, mode: str = "off"
+        self, name: str, *, has_rules: bool = True, has_guardrails: bool = True, mode: str = "off"
     ) -> tuple[children.Child, str, list[str]]:
-        folder = self._folder / name
-        started = bench_rules.start(folder, self._origin, pinned(SERVED_ON), has_rules=has_rules, mode=mode)
+        """`mode`: off caches nothing."""
+        started = bench_rules.start(
+            self._folder / name,
+            self._origin,
+            pinned(SERVED_ON),
+            has_rules=has_rules,
+            has_guardrails=has_guardrails,
+            mode=mode,
+        )
         self._stack.callback(started[0].stop)
         return started
 

@@ -29,8 +29,8 @@ _GUARDRAILS = {
 }
 
 
-def settings(folder: Path, origin: str, *, has_rules: bool, mode: str) -> Mapping[str, Any]:
-    """`origin`: of the one upstream, without /v1. `mode`: of `match`."""
+def settings(folder: Path, origin: str, *, has_rules: bool, has_guardrails: bool, mode: str) -> Mapping[str, Any]:
+    """`origin`: of the one upstream, without /v1. `has_guardrails`: where there are rules. `mode`: of `match`."""
     one = {"url": f"{origin}/v1", "price": {"input": 1.0, "output": 2.0}}
     plain = {
         "server": {"port": 0, "admin_port": 0},
@@ -50,18 +50,19 @@ def settings(folder: Path, origin: str, *, has_rules: bool, mode: str) -> Mappin
         "pools": {"main": {"backends": [one, one | {"url": f"{origin.replace('127.0.0.1', 'localhost')}/v1"}]}},
         "routes": [
             {"name": "batch", "headers": {"x-class": "batch"}, "pools": ["main"]},
-            {"name": "main", "pools": ["main"], "guardrails": _GUARDRAILS},
+            {"name": "main", "pools": ["main"], "guardrails": _GUARDRAILS if has_guardrails else {}},
         ],
     }
 
 
 def start(
-    folder: Path, origin: str, prefix: Sequence[str], *, has_rules: bool, mode: str = "serve"
+    folder: Path, origin: str, prefix: Sequence[str], *, has_rules: bool, has_guardrails: bool, mode: str
 ) -> tuple[Child, str, list[str]]:
     """Return the child, its URL, and the fields that its callers send."""
     folder.mkdir(exist_ok=True)
     file = folder / "semcache.yaml"
-    file.write_text(yaml.safe_dump(dict(settings(folder, origin, has_rules=has_rules, mode=mode))))
+    chosen = settings(folder, origin, has_rules=has_rules, has_guardrails=has_guardrails, mode=mode)
+    file.write_text(yaml.safe_dump(dict(chosen)))
     headers = [f"Authorization: Bearer {_made_key(file)}"] if has_rules else []
     child = Child([*prefix, *SEMCACHE, "serve", "-c", str(file)], folder / "serve.log")
     try:
