@@ -27,6 +27,7 @@ async def race(
     cancelled.
     """
     runners = [asyncio.ensure_future(first)]
+    left: Sequence[asyncio.Future[T]] = runners  # those that are to be let go should the race be cancelled
     taken: asyncio.Future[T] | None = None
     try:
         await asyncio.wait(runners, timeout=after_s)
@@ -38,12 +39,13 @@ async def race(
             for runner in runners:
                 if runner in done and not (taken is not None and is_good(taken.result())):
                     taken = runner
-        await _let_go([runner for runner in runners if runner is not taken], drop)
+        assert taken is not None
+        losers, left = [runner for runner in runners if runner is not taken], [taken]
+        await _let_go(losers, drop)
+        return taken.result()
     except BaseException:
-        await _let_go(runners, drop)
+        await _let_go(left, drop)
         raise
-    assert taken is not None
-    return taken.result()
 
 
 async def _let_go(runners: Sequence[asyncio.Future[T]], drop: Callable[[T], Awaitable[None]]) -> None:
