@@ -186,6 +186,7 @@ class Run:
         self.ends: Counter[str] = Counter()  # of requests: verdict, or why there was none
         self.answers = 0  # whose origin was looked at
         self.reloads = 0
+        self.overtaken = 0  # requests that were made before a reload and would have come after it
         self.took_s = 0.0
 
     def stop(self) -> None:
@@ -228,9 +229,12 @@ class Run:
             node = self._chance.choice(homes or self.nodes)
         asked = make_request(self._chance, tenant, node.variant)
         crowd = CROWD if self._chance.random() < CROWDED else 1  # equal requests at once: one leads, the rest follow
-        await asyncio.gather(*(self._ask(number, node, asked) for _ in range(crowd)))
+        await asyncio.gather(*(self._ask(number, node, asked, node.variant) for _ in range(crowd)))
 
-    async def _ask(self, number: int, node: Node, asked: Asked) -> None:
+    async def _ask(self, number: int, node: Node, asked: Asked, variant: int) -> None:
+        if node.variant != variant:  # a reload came between: what it may meet was decided by other settings
+            self.overtaken += 1
+            return
         mark = "none" if asked.allowed is None else "+".join(sorted(asked.allowed)) or "any"
         outcome = Outcome(f"{number}.{mark}", perf_counter())
         try:
@@ -297,6 +301,7 @@ class Run:
             "hedges": dispatched["hedges"],
             "overflows": dispatched["overflows"],
             "reloads": self.reloads,
+            "left out, as a reload came first": self.overtaken,
             "answers looked at": self.answers,
             "texts embedded": self.findings.embedded,
             "log lines read": self.ends["(log lines)"],
