@@ -258,8 +258,8 @@ class Dispatcher:
     def _learn_from(self, call: _Call, place: Place, reply: Reply, began: _Began) -> None:
         """What an answer tells about the backend."""
         state, vitals, now = place.state, place.state.vitals, self._clock()
-        # A caller's own key that is passed through is limited for him alone. A busy server is busy for everybody; but where
-        # there is no other, what it says to each is better than what we could say for it.
+        # A caller's own key that is passed through is limited for him alone. A busy server is busy for everybody; but
+        # where there is no other, what it says to each is better than what we could say for it.
         has_others = len(call.search.way.targets) > 1
         is_for_all = place.target.api_key or (has_others and reply.status in (503, 529))
         rest = rest_s(reply.status, reply.headers, self._wall()) if is_for_all else None
