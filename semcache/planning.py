@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -119,9 +119,10 @@ class Planner:
     def adopt(self, config: Config) -> None:
         """Plan by these settings from now on. Requests that have a plan go by it to their end."""
         self._config = config
+        self._routes = lru_cache(1024)(partial(self._go, config))
+        self._rules = config, self._routes
         self.residency = Residency(config)
         self._plans.clear()
-        self._routes = lru_cache(1024)(self._go)
         self._spoken = {backend.dialect for pool in config.pools.values() for backend in pool.backends}
         sticky = {
             route.sticky.partition(":")[2].lower() for route in config.routes if route.sticky.startswith("header:")
@@ -264,19 +265,22 @@ class Planner:
         """The route of a request, and where it goes. Raises ClientError for one that no route takes, or that may not be
         here.
         """
-        routes = self._config.routes
+        # Read in one go: a long body is planned on a thread, and a reload may come meanwhile.
+        config, remembered = self._rules
+        routes = config.routes
         place = pick_route(routes, asking)
         route, name = routes[place], name_of(routes, place)
         regions = bind(asking.tenant.regions, route.regions)
         self.residency.refuse_outsiders(regions)
         arm = pick_arm(name, route.split, _sticky(route.sticky, asking, ask)) if route.split else None
         choices, model = (route.pools, route.model) if arm is None else (arm.pools, arm.model or route.model)
-        find = self._routes if len(asking.model or "") <= MODEL_CHARS else self._go
+        find = remembered if len(asking.model or "") <= MODEL_CHARS else partial(self._go, config)
         way = find(choices, asking.model, model, vendor, regions)
         return Going(route, name, way, regions, None if arm is None else arm.name)
 
     def _go(
         self,
+        config: Config,
         choices: tuple[PoolChoice, ...],
         asked: str | None,
         model: str | None,
@@ -289,7 +293,7 @@ class Planner:
         requests: model servers speak more than one, and what they do not know they say themselves.
         """
         try:
-            return find_way(choices, self._config.pools, self._spoken_for(vendor), regions, asked, model)
+            return find_way(choices, config.pools, self._spoken_for(vendor), regions, asked, model)
         except SemcacheError as error:
             return error
 
