@@ -23,9 +23,9 @@ from loadtests.report import as_text, summarize, write_html, write_json
 from loadtests.scenarios import SCENARIOS, Scenario
 from loadtests.workload import Workload, arriving, from_file, poisson, trace, with_streams
 from semcache import children
+from semcache.commands.shadow_screen import show
 from semcache.errors import SemcacheError
 from semcache.learning import FLUSH_S
-from semcache.shadow_screen import show
 
 FILE = click.Path(dir_okay=False, exists=True, path_type=Path)
 COMPARED_S = 120.0  # how long the report waits for answers that are not compared yet

@@ -24,7 +24,7 @@ import openai
 from rich.console import Console
 
 from semcache import children
-from semcache.demo_questions import Group, load_groups
+from semcache.demo.questions import Group, load_groups
 from semcache.errors import StartError
 
 PEPPER = "a pepper for this demonstration alone"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from loadtests.workload import Workload, arriving, poisson, shop_traffic, with_streams
-from semcache.demo_questions import load_groups
+from semcache.demo.questions import load_groups
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from semcache.demo_questions import Group, load_groups
+from semcache.demo.questions import Group, load_groups
 from semcache.errors import ConfigError
 
 # Which field says what may share an answer, the finest first: files that have several use `group` for the domain.

@@ -23,10 +23,10 @@ from semcache import __version__, wire
 from semcache.access.credentials import NoReader, Reader
 from semcache.access.doors import Doors
 from semcache.access.quota import Quotas
-from semcache.admin import Admin
-from semcache.admin_backends import BackendCalls
-from semcache.admin_keys import KeyCalls
-from semcache.admin_usage import usage_routes
+from semcache.admin.backends import BackendCalls
+from semcache.admin.keys import KeyCalls
+from semcache.admin.listener import Admin
+from semcache.admin.usage import usage_routes
 from semcache.admit import Admission
 from semcache.answer_judge import PoolJudge
 from semcache.audit.log import AuditLog, NoAudit, open_audit
@@ -41,7 +41,8 @@ from semcache.errors import ConfigError, SemcacheError
 from semcache.explaining import Explaining
 from semcache.feedback import FeedbackDesk
 from semcache.gate import Gate
-from semcache.listener import Listener, url_of
+from semcache.listening.listener import Listener, url_of
+from semcache.listening.unix_socket import UnixSocket
 from semcache.metering import Meter
 from semcache.pacing import RealTime, Timer
 from semcache.recent_requests import RecentRequests
@@ -50,7 +51,6 @@ from semcache.request_log import open_log
 from semcache.server import Server, Signer
 from semcache.telemetry import Telemetry
 from semcache.types import Outcome, Tenant
-from semcache.unix_socket import UnixSocket
 from semcache.usage import Ledger, load_prices, prices_of
 from semcache.usage.flushing import Flushing
 from semcache.usage.rollups import UsageFile, usage_path

@@ -20,14 +20,14 @@ from urllib.parse import urlencode
 import click
 
 from semcache import __version__, config
-from semcache.command_line import FILE, admin_url, ask_server, examples, fail, record_act, speaks_plainly
-from semcache.commands_audit import audit
-from semcache.commands_backends import backends
-from semcache.commands_check import check
-from semcache.commands_keys import keys
-from semcache.commands_usage import usage
+from semcache.commands.audit import audit
+from semcache.commands.backends import backends
+from semcache.commands.check import check
+from semcache.commands.keys import keys
+from semcache.commands.shared import FILE, admin_url, ask_server, examples, fail, record_act, speaks_plainly
+from semcache.commands.tune import tune
+from semcache.commands.usage import usage
 from semcache.errors import ClientError, SemcacheError
-from semcache.tune import tune
 
 if TYPE_CHECKING:
     from semcache.config import Config
@@ -83,7 +83,7 @@ def serve(file: Path | None, **options: Any) -> None:
 @speaks_plainly
 def demo(leave: bool, port: int) -> None:
     """Ask a simulated backend some hundred questions through the proxy, and watch the verdicts."""
-    from semcache.demo import run
+    from semcache.demo.play import run
 
     sys.exit(run(leave=leave, port=port))
 
@@ -250,7 +250,7 @@ def explain(file: Path | None, request_id: str | None, admin: str | None, as_jso
     """
     from rich.console import Console
 
-    from semcache.explain_screen import show, show_outcomes
+    from semcache.commands.explain_screen import show, show_outcomes
 
     settings = _load(file, {})
     fields = _explain_fields(**asked)
@@ -299,7 +299,7 @@ def shadow(
     """
     from rich.console import Console
 
-    from semcache.shadow_screen import show
+    from semcache.commands.shadow_screen import show
 
     settings = _load(file, {})
     report = asyncio.run(_shadow(settings, route, target, admin))

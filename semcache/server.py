@@ -34,12 +34,12 @@ from semcache.errors import STOPPING, ClientError, OutOfRegion, Overloaded, Semc
 from semcache.feedback import FeedbackDesk
 from semcache.forwarding import Forwarder, needs_of
 from semcache.gate import Gate
-from semcache.listener import ClientGone, Sender, read_ahead, read_body, stream_body, whole_response
+from semcache.listening.listener import ClientGone, Sender, read_ahead, read_body, stream_body, whole_response
+from semcache.listening.sending import SentResponse
 from semcache.metering import Meter, Tab
 from semcache.pacing import Timer
 from semcache.pipeline import Pipeline
 from semcache.planning import PLAN_BODY_BYTES, Plan, Planner
-from semcache.sending import SentResponse
 from semcache.types import Outcome, Reason, Tenant, Tier, Verdict
 from semcache.wire.form_model import read_form_model
 from semcache.wire.score import JSON

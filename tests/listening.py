@@ -14,7 +14,7 @@ from aiohttp import web
 
 from semcache import config
 from semcache.errors import SemcacheError
-from semcache.listener import Listener, read_body, whole_response
+from semcache.listening.listener import Listener, read_body, whole_response
 from tests.harness import until
 
 __all__ = ["CHUNKED", "GET", "HOST", "JSON", "Client", "Seconds", "Serving", "page", "post", "serving", "until"]

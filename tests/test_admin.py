@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from pydantic import SecretStr
 
-from semcache.admin import MAX_BODY, Admin, read_purge, split_lines
+from semcache.admin.listener import MAX_BODY, Admin, read_purge, split_lines
 from semcache.config import Server
 from semcache.errors import ClientError, StartError, StoreFault
 from semcache.types import Selector

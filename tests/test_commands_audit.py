@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from semcache.audit.file import AuditFile
 from semcache.audit.record import Event, render
-from semcache.commands_audit import audit
+from semcache.commands.audit import audit
 
 NOW = datetime.now(UTC)
 

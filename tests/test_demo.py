@@ -16,9 +16,9 @@ from rich.live import Live
 from semcache.cache.personal import find_personal
 from semcache.cache.time_bound import is_time_bound
 from semcache.children import Child, start_simulator
-from semcache.demo_asking import Caller, Question, Tally, ask_all, write_script
-from semcache.demo_questions import Group, load_groups
-from semcache.demo_screen import Lines, LiveTable, summarize
+from semcache.demo.asking import Caller, Question, Tally, ask_all, write_script
+from semcache.demo.questions import Group, load_groups
+from semcache.demo.screen import Lines, LiveTable, summarize
 from semcache.errors import StartError
 from semcache.simulate import Simulator
 from semcache.types import Tier, Verdict

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from semcache import encoding
-from semcache.encoding import (
+from semcache.errors import ClientError
+from semcache.listening import encoding
+from semcache.listening.encoding import (
     FREE_BYTES,
     MAX_MEMBERS,
     MAX_RATIO,
@@ -25,7 +26,6 @@ from semcache.encoding import (
     coding_of,
     encode,
 )
-from semcache.errors import ClientError
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -20,8 +20,8 @@ from pydantic import SecretStr
 from semcache import config
 from semcache.access.doors import Doors
 from semcache.access.keys import read_id
-from semcache.admin import Admin
-from semcache.admin_keys import KeyCalls
+from semcache.admin.keys import KeyCalls
+from semcache.admin.listener import Admin
 from semcache.admit import Admission
 from semcache.cli import main
 from semcache.config import Limits, Server, TenantSettings

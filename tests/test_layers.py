@@ -26,7 +26,7 @@ STOREYS: tuple[tuple[set[str], ...], ...] = (
         {"audit"},
         {"guardrails"},
         {"telemetry", "request_log", "recent_requests"},
-        {"listener", "client_connection", "head", "reading", "sending", "encoding", "tls", "unix_socket"},
+        {"listening"},
         {"status_headers"},
         {"workers"},
         {"children"},
@@ -38,12 +38,10 @@ STOREYS: tuple[tuple[set[str], ...], ...] = (
         {"pipeline", "planning", "forwarding", "batches", "delivery", "pacing", "feedback", "explaining"}
         | {"answer_judge", "learning", "shadow", "vouching", "reload", "metering", "gate", "catalogue", "route_trial"},
     ),
-    ({"server"}, {"admin", "admin_keys", "admin_usage", "admin_backends"}, {"tuning"}),
+    ({"server"}, {"admin"}, {"tuning"}),
     (
         {"core", "inprocess", "threaded", "langchain", "langchain_prompts", "httpx_transport"}
-        | {"app", "cli", "demo", "demo_asking", "demo_questions", "demo_screen", "__main__"}
-        | {"explain_screen", "shadow_screen", "route_screen", "tune", "command_line"}
-        | {"commands_audit", "commands_backends", "commands_check", "commands_keys", "commands_usage"},
+        | {"app", "cli", "commands", "demo", "__main__"},
     ),
 )
 PLACE = {

@@ -13,9 +13,9 @@ import pytest
 from aiohttp import web
 
 from semcache import config
-from semcache.client_connection import LINGER_S, Connection
 from semcache.errors import ClientError, SemcacheError, StartError
-from semcache.listener import LINES_PER_S, SURPLUS, Listener, Sender, read_body, stream_body, whole_response
+from semcache.listening.client_connection import LINGER_S, Connection
+from semcache.listening.listener import LINES_PER_S, SURPLUS, Listener, Sender, read_body, stream_body, whole_response
 from tests.listening import CHUNKED, GET, HOST, JSON, Client, page, post, serving, until
 
 SECRET = b"sk-do-not-repeat"

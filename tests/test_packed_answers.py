@@ -12,8 +12,8 @@ import httpx
 import pytest
 from aiohttp import web
 
-from semcache.listener import whole_response
-from semcache.sending import PACK_INLINE_BYTES
+from semcache.listening.listener import whole_response
+from semcache.listening.sending import PACK_INLINE_BYTES
 from tests.fakes import ModelServer
 from tests.harness import running_proxy
 from tests.listening import JSON, Handler, serving

@@ -15,8 +15,8 @@ import pytest
 from aiohttp import web
 
 from semcache.config import Server
-from semcache.encoding import encode
-from semcache.listener import stream_body, whole_response
+from semcache.listening.encoding import encode
+from semcache.listening.listener import stream_body, whole_response
 from tests.harness import Proxy, running_proxy
 from tests.listening import CHUNKED, JSON, post, serving, until
 

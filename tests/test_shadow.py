@@ -18,9 +18,9 @@ from rich.console import Console
 from semcache.cache.store import open_store
 from semcache.cache.store_evidence import ShadowCount, ShadowKey
 from semcache.cli import main
+from semcache.commands.shadow_screen import show
 from semcache.config import Route, parse
 from semcache.shadow import Strategy, recommend, shadow_report, shadow_request, wilson
-from semcache.shadow_screen import show
 from semcache.types import Considered, Finding, Occasion, Reason
 from tests.entries import make_entry
 from tests.harness import Proxy, running_proxy, until

@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives import serialization
 
 from semcache import config
 from semcache.errors import StartError
-from semcache.listener import Listener, Sender, whole_response
-from semcache.tls import Certificates
+from semcache.listening.listener import Listener, Sender, whole_response
+from semcache.listening.tls import Certificates
 from tests.listening import CHUNKED, GET, HOST, JSON, Client, Serving, page, post, serving, until
 
 pytestmark = pytest.mark.both_loops

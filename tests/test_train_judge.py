@@ -14,8 +14,8 @@ from click.testing import CliRunner
 
 from semcache.cache.judge import COSINES, FEATURES, PairJudge
 from semcache.cache.judge_features import NAMES
+from semcache.commands.tune import tune
 from semcache.errors import ConfigError
-from semcache.tune import tune
 from semcache.tuning.judge_examples import GENERATED, Example, make_examples
 from semcache.tuning.labelled import LabelledPairs, Vectors, read_pairs
 from semcache.tuning.train_judge import Training, calibrate, fit, train, train_without_each

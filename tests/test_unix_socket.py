@@ -18,8 +18,8 @@ from aiohttp import web
 from semcache import config
 from semcache.children import Child
 from semcache.errors import ConfigError, StartError
-from semcache.listener import Listener, url_of, whole_response
-from semcache.unix_socket import UnixSocket
+from semcache.listening.listener import Listener, url_of, whole_response
+from semcache.listening.unix_socket import UnixSocket
 from tests.harness import running_proxy
 from tests.listening import JSON, page
 

@@ -15,8 +15,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from loadtests.usage_day import START, Day
-from semcache.admin import Admin
-from semcache.admin_usage import usage_routes
+from semcache.admin.listener import Admin
+from semcache.admin.usage import usage_routes
 from semcache.cli import main
 from semcache.config import Server
 
@@ -52,7 +52,7 @@ def test_csv_and_json_tell_the_same(day: Path) -> None:
 
 
 def test_names_that_a_spreadsheet_would_compute_are_made_inert(tmp_path: Path) -> None:
-    from semcache.commands_usage import _csv
+    from semcache.commands.usage import _csv
 
     text = _csv({"by": ["model"], "rows": [{"model": '=HYPERLINK("http://x")', "requests": 1, "saved_usd": -1.0}]})
     row = next(csv.DictReader(io.StringIO(text)))

@@ -1,4 +1,4 @@
-"""The admin calls for backends. Who may make them is decided in admin.py.
+"""The admin calls for backends. Who may make them is decided in listener.py.
 
 GET  /backends                what is known of each of them now
 POST /backends/NAME/drain     send it nothing new; what runs there ends in peace
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from aiohttp import web
 
-from semcache.admin import as_json
+from semcache.admin.listener import as_json
 from semcache.backends.fleet import Fleet
 from semcache.backends.state import BackendState
 from semcache.errors import ClientError

@@ -18,7 +18,7 @@ from typing import Protocol, cast
 from aiohttp import web
 from aiohttp.http import HttpVersion11
 
-from semcache.encoding import Coding, choose_coding, encode
+from semcache.listening.encoding import Coding, choose_coding, encode
 
 # Written in pieces of at most this: for a slow reader the transport copies no more than one, beside its own 64 KB.
 # The answer itself is another matter: a complete one is held until it is written, and one still being written belongs

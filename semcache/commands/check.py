@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from semcache import config
-from semcache.command_line import FILE, examples, speaks_plainly
+from semcache.commands.shared import FILE, examples, speaks_plainly
 from semcache.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ def check(file: Path, samples: tuple[str, ...], as_json: bool) -> None:
         _try_all(settings, samples, as_json, console)
         return
     from semcache.advice import advise
-    from semcache.route_screen import show_config
-    from semcache.tls import Certificates
+    from semcache.commands.route_screen import show_config
+    from semcache.listening.tls import Certificates
 
     show_config(settings, console)
     for line in advise(settings):
@@ -72,7 +72,7 @@ def check(file: Path, samples: tuple[str, ...], as_json: bool) -> None:
 
 
 def _try_all(settings: Config, samples: tuple[str, ...], as_json: bool, console: Console) -> None:
-    from semcache.route_screen import show_trial
+    from semcache.commands.route_screen import show_trial
     from semcache.route_trial import read_sample, try_route
 
     now = datetime.now(UTC)

@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 import click
 
 from semcache import config
-from semcache.command_line import FILE, admin_url, ask_server
+from semcache.commands.shared import FILE, admin_url, ask_server
 from semcache.errors import ClientError, ConfigError, SemcacheError
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from semcache import config
-from semcache.command_line import FILE, examples, speaks_plainly
+from semcache.commands.shared import FILE, examples, speaks_plainly
 from semcache.errors import ConfigError, SemcacheError
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The admin calls for virtual keys. Who may make them is decided in admin.py.
+"""The admin calls for virtual keys. Who may make them is decided in listener.py.
 
 GET  /semcache/keys[?tenant=NAME]     what there is, and never a key
 POST /semcache/keys                   make one; the answer shows it, once
@@ -18,7 +18,7 @@ from aiohttp import web
 from pydantic import Field, ValidationError
 
 from semcache.access.locksmith import OVERLAP_S, KeyChange, Locksmith, NewKey, describe
-from semcache.admin import as_json, whole_body
+from semcache.admin.listener import as_json, whole_body
 from semcache.errors import ClientError
 from semcache.settings.primitives import Seconds, Section
 

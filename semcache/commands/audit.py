@@ -19,7 +19,7 @@ from semcache import config
 from semcache.audit.record import Event
 from semcache.audit.verify import Report, read_records, since
 from semcache.audit.verify import verify as verify_chain
-from semcache.command_line import FILE, examples, speaks_plainly
+from semcache.commands.shared import FILE, examples, speaks_plainly
 from semcache.errors import ConfigError
 
 R = TypeVar("R")

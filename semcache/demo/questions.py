@@ -1,4 +1,4 @@
-"""The made-up shop's questions, read from demo_questions.yaml: which wordings may share an answer, and which may not.
+"""The made-up shop's questions, read from questions.yaml: which wordings may share an answer, and which may not.
 
 A group is a set of wordings with one right answer. An answer written for one group and served to another is a false
 hit.
@@ -27,7 +27,7 @@ class Group:
 
 
 def load_groups() -> list[Group]:
-    text = files("semcache").joinpath("demo_questions.yaml").read_text(encoding="utf-8")
+    text = files("semcache.demo").joinpath("questions.yaml").read_text(encoding="utf-8")
     raw = YAML(typ="safe", pure=True).load(text)
     return [*_topics(raw["topics"]), *_filled(raw["templates"]), *_traps(raw["traps"])]
 

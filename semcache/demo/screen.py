@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from semcache.demo_asking import USD_PER_MTOK_IN, USD_PER_MTOK_OUT, Reply, Tally
+from semcache.demo.asking import USD_PER_MTOK_IN, USD_PER_MTOK_OUT, Reply, Tally
 from semcache.types import Reason, Tier, Verdict
 from semcache.verdicts import Seen
 

@@ -27,7 +27,7 @@ from aiohttp.streams import StreamReader
 
 from semcache import config
 from semcache.errors import STOPPING, ClientError, SemcacheError
-from semcache.head import (
+from semcache.listening.head import (
     MAX_FIELDS,
     MAX_HEAD_BYTES,
     MAX_LINE_BYTES,
@@ -40,7 +40,7 @@ from semcache.head import (
     objection,
     path_of,
 )
-from semcache.sending import ClientGone, closing_response, whole_response
+from semcache.listening.sending import ClientGone, closing_response, whole_response
 from semcache.tunnel import End, Headers, is_handshake, reset_on_close, switching
 
 MAX_CHUNK_OVERHEAD_BYTES = 8 * 1024  # of chunk extensions and trailers between two bytes of a body

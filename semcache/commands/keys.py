@@ -21,7 +21,7 @@ import click
 from pydantic import ValidationError
 
 from semcache import config
-from semcache.command_line import FILE, admin_url, ask_server, examples, record_act, speaks_plainly
+from semcache.commands.shared import FILE, admin_url, ask_server, examples, record_act, speaks_plainly
 from semcache.errors import ConfigError, SemcacheError
 
 if TYPE_CHECKING:

@@ -18,12 +18,12 @@ from types import TracebackType
 from typing import Any
 
 from semcache import config
-from semcache.client_connection import Connection, ErrorPage, Handler
 from semcache.errors import ClientError, SemcacheError, StartError
-from semcache.reading import read_ahead, read_body, stream_body
-from semcache.sending import ClientGone, Sender, whole_response
-from semcache.tls import Certificates, TlsServer
-from semcache.unix_socket import BACKLOG, UnixSocket
+from semcache.listening.client_connection import Connection, ErrorPage, Handler
+from semcache.listening.reading import read_ahead, read_body, stream_body
+from semcache.listening.sending import ClientGone, Sender, whole_response
+from semcache.listening.tls import Certificates, TlsServer
+from semcache.listening.unix_socket import BACKLOG, UnixSocket
 
 __all__ = ["ClientGone", "Listener", "Sender", "read_ahead", "read_body", "stream_body", "whole_response"]
 

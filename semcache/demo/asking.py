@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from semcache.demo_questions import Group
+from semcache.demo.questions import Group
 from semcache.simulate.answers import question_digest, read_reference
 from semcache.types import Tier, Verdict
 from semcache.verdicts import Seen, read_verdict

@@ -17,8 +17,8 @@ from aiohttp import web
 from aiohttp.http import HttpVersion11
 
 from semcache import config
-from semcache.encoding import Coding, Decoder, coding_of
 from semcache.errors import ClientError
+from semcache.listening.encoding import Coding, Decoder, coding_of
 
 FREE_BYTES = 1024 * 1024  # a body of up to this gets settings.body_timeout
 FLOOR_BYTES_S = 64 * 1024  # and beyond it a second more for so much received: a declared length buys no time

@@ -19,9 +19,9 @@ from rich.live import Live
 from rich.text import Text
 
 from semcache import children
-from semcache.demo_asking import Caller, Question, Tally, ask_all, write_script
-from semcache.demo_questions import load_groups
-from semcache.demo_screen import Lines, LiveTable, summarize
+from semcache.demo.asking import Caller, Question, Tally, ask_all, write_script
+from semcache.demo.questions import load_groups
+from semcache.demo.screen import Lines, LiveTable, summarize
 from semcache.errors import StartError
 
 TTFT = "250ms"

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import click
 
 from semcache import config
-from semcache.command_line import FILE, admin_url, ask_server, examples, speaks_plainly
+from semcache.commands.shared import FILE, admin_url, ask_server, examples, speaks_plainly
 from semcache.errors import SemcacheError
 
 if TYPE_CHECKING:

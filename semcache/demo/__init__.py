@@ -1,0 +1,1 @@
+"""`semcache demo`: a made-up shop's customers, asked through the proxy."""
