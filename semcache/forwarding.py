@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import replace
 from time import perf_counter
 
-from semcache.backends.dispatch import Dispatcher, Needs
+from semcache.backends.dispatch import Dispatcher, Lost, Needs
 from semcache.backends.fetch import UpstreamRequest
 from semcache.backends.target import Target
 from semcache.config import Route
@@ -14,6 +14,7 @@ from semcache.errors import SemcacheError, UpstreamError
 from semcache.metering import Meter, Tab
 from semcache.planning import Plan
 from semcache.types import Unstorable
+from semcache.usage import Purpose
 from semcache.wire.dialect import Frame, Reading
 from semcache.wire.recording import Recording
 from semcache.wire.rename import rename
@@ -57,7 +58,6 @@ class Forwarder:
         """`headers`: the caller's. `tab`: what it may spend. `identity`: who asks, for backends that are semcaches. The
         rest is `Source`."""
         assert not isinstance(plan.way, SemcacheError)
-        tab.is_fetching = True
         ask_usage = plan.ask.stream and all(target.backend.stream_usage for target in plan.way.targets)
         body = plan.dialect.upstream_body(plan.ask, ask_usage=ask_usage)
         request = UpstreamRequest(
@@ -71,10 +71,15 @@ class Forwarder:
         )
         needs = needs_of(plan.route, plan.route_name, body, is_repeatable=not plan.ask.traits.is_stateful)
         needs = needs._replace(model=plan.ask.model, is_stream=plan.ask.stream, is_optional=recording.is_optional)
+        lost: list[Lost] = []
+        tab.is_fetching = True  # from here on it is settled here, whatever happens
         try:
-            reply = await self._dispatcher.fetch(plan.way, request, needs)
+            reply = await self._dispatcher.fetch(plan.way, request, needs, lost)
         except BaseException:
             self._meter.not_fetched(tab)
+            for number, (target, model) in enumerate(lost):
+                purpose = Purpose.HEDGE if number else Purpose(recording.purpose)
+                self._meter.lost(plan, target, model, tab, purpose)
             raise
         pieces = Pieces()
         reading = None
@@ -88,7 +93,7 @@ class Forwarder:
             return reading
         finally:
             self._meter.fetched(plan, reply.target, recording, reading, pieces.kept, tab)
-            for target, model in reply.lost:
+            for target, model in lost:
                 self._meter.lost(plan, target, model, tab)
             await reply.abort()  # after a whole reply it only gives its place back
 

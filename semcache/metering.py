@@ -74,20 +74,20 @@ class Meter:
         self._counting.add(task)
         task.add_done_callback(self._counting.discard)
 
-    def lost(self, plan: Plan, target: Target, model: str | None, tab: Tab) -> None:
-        """A backend was asked at the same time and came too late. What it had written by then nobody knows, so only the
-        prompt is counted."""
-        task = asyncio.ensure_future(self._bill_lost(plan, target, model or plan.ask.model, tab))
+    def lost(self, plan: Plan, target: Target, model: str | None, tab: Tab, purpose: Purpose = Purpose.HEDGE) -> None:
+        """A backend was asked, and left before its answer: for a faster one, or because nobody waited any more. What it
+        had written by then nobody knows, so only the prompt is counted."""
+        task = asyncio.ensure_future(self._bill_lost(plan, target, model or plan.ask.model, tab, purpose))
         self._counting.add(task)
         task.add_done_callback(self._counting.discard)
 
-    async def _bill_lost(self, plan: Plan, target: Target, model: str, tab: Tab) -> None:
+    async def _bill_lost(self, plan: Plan, target: Target, model: str, tab: Tab, purpose: Purpose) -> None:
         try:
             usage = await complete(None, plan.ask, (), was_cut=True)
         except Exception as exc:
             self._fault(exc)
             return
-        self._settle(tab, usage, self._count(_fetch(plan, target, model, Purpose.HEDGE, usage)))
+        self._settle(tab, usage, self._count(_fetch(plan, target, model, purpose, usage)))
 
     def judged(self, plan: Plan, target: Target, model: str, usage: Usage) -> None:
         """A judge model was asked about this tenant's answers. It is the operator's wish, and no limit counts it."""

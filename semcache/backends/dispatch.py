@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from time import monotonic, time
 from typing import Any, NamedTuple
@@ -57,7 +57,8 @@ class Needs(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """A backend that was slower than another which was asked for the same: its work is billed, and thrown away."""
+    """A backend that was left before it had answered, for a faster one or because nobody waits any more: its work is
+    billed, and thrown away."""
 
     target: Target
     model: str | None  # that was asked for there; None: the one that the request names
@@ -66,7 +67,7 @@ class Lost(NamedTuple):
 class Answering:
     """A reply that is under way. As fetch.Reply, and it holds its place at the backend until `abort`."""
 
-    __slots__ = ("_on_end", "attempts", "headers", "lost", "model", "reply", "status", "target")
+    __slots__ = ("_on_end", "attempts", "headers", "model", "reply", "status", "target")
 
     def __init__(self, reply: Reply, target: Target, model: str | None, on_end: Callable[[], None]) -> None:
         """`model`: whose answer it is; None: of the model that was asked for."""
@@ -76,7 +77,6 @@ class Answering:
         self.headers = reply.headers
         self.target = target
         self.attempts = 1
-        self.lost: Sequence[Lost] = ()  # others that were asked at the same time, and left for this one
         self._on_end: Callable[[], None] | None = on_end
 
     @property
@@ -152,17 +152,20 @@ class Dispatcher:
         self._hedges.clear()
         self.fleet.adopt(pools, routes)
 
-    async def fetch(self, way: Way, request: UpstreamRequest, needs: Needs) -> Answering:
+    async def fetch(
+        self, way: Way, request: UpstreamRequest, needs: Needs, lost: list[Lost] | None = None
+    ) -> Answering:
         """Return the first answer that begins, from the best backend that gives one.
 
-        An answer of any status: where all that were asked failed, it is the last one's error. Cancelling gives the
-        place back. Raises ClientError for a request that must not be forwarded; Overloaded when there is no place for
-        it; UpstreamError of the backend that was tried last.
+        An answer of any status: where all that were asked failed, it is the last one's error. `lost`: takes those that
+        were asked and left, also where this is cancelled, which gives the place back. Raises ClientError for a request
+        that must not be forwarded; Overloaded when there is no place for it; UpstreamError of the backend that was
+        tried last.
         """
         self.requests += 1
         way = self.fleet.narrow(way, needs.model)
         search = Search(way, needs.priority, needs.is_nearest_first, needs.prompt, needs.model, needs.is_optional)
-        call = _Call(request, needs, search)
+        call = _Call(request, needs, search, lost=[] if lost is None else lost)
         budget = self._budget(self._retries, needs.route, needs.retry.budget)
         budget.asked(self._clock())
         found = await self._ask(call, await self._placing.place(search))
@@ -177,7 +180,7 @@ class Dispatcher:
             found = await self._ask(call, place, pause=call.attempts > 1)
         if isinstance(found, UpstreamError):
             raise found
-        found.attempts, found.lost = call.attempts, call.lost
+        found.attempts = call.attempts
         return found
 
     def stats(self) -> dict[str, float]:
@@ -226,13 +229,14 @@ class Dispatcher:
         call.attempts += 1
         call.search.tried.add(target.name)
         vitals = state.vitals
+        sent = asyncio.Event()
         if asked.chunks:
             state.prefixes.insert(asked.chunks)
         try:
             if pause:
                 await self._sleep(pause_s(call.attempts - 1, call.needs.retry.backoff, self._chance))
             begun, crowd, joined = self._clock(), state.in_flight, queue(state.in_flight, state.tokens)
-            reply = await self._first_byte(call, state, target)
+            reply = await self._first_byte(call, state, target, sent)
         except UpstreamError as error:
             now = self._clock()
             vitals.failed(now, spell)
@@ -245,7 +249,7 @@ class Dispatcher:
             self._placing.give_back(place)
             return error
         except BaseException as exc:  # cancelled, or nothing that may be forwarded: no word on the backend
-            if isinstance(exc, asyncio.CancelledError):
+            if isinstance(exc, asyncio.CancelledError) and sent.is_set():
                 call.lost.append(Lost(target, model))
             vitals.ended(self._clock(), spell)
             self._placing.give_back(place)
@@ -279,9 +283,10 @@ class Dispatcher:
                 state.limit.observe(now - began.at, began.crowd, now, call.search.tokens)
         self.fleet.notice(state)
 
-    async def _first_byte(self, call: _Call, state: BackendState, target: Target) -> Reply:
-        """Raises UpstreamError, also for a backend that is given up while we wait."""
-        request = call.needs.fit(call.request, target)
+    async def _first_byte(self, call: _Call, state: BackendState, target: Target, sent: asyncio.Event) -> Reply:
+        """`sent`: set when the request goes out. Raises UpstreamError, also for a backend that is given up while we
+        wait."""
+        request = replace(call.needs.fit(call.request, target), on_sent=sent.set)
         patience = asyncio.timeout(None)
         try:
             async with patience:

@@ -45,6 +45,7 @@ class UpstreamRequest:
     pass_key: bool = True  # send the caller's key where a backend has none of its own; see headers.py
     identity: Callable[[], str] | None = None  # who asks, signed for one use: for backends that are semcaches, too
     switches: bool = False  # a WebSocket handshake: a Reply of status 101 has a tunnel
+    on_sent: Callable[[], None] = lambda: None  # told when it has a connection and goes out: from then on it may arrive
 
 
 class Reply:
@@ -181,6 +182,7 @@ class Fetcher:
                 connection, target.name, target.first_byte_s, target.between_bytes_s, may_switch=request.switches
             )
             self.requests += 1
+            request.on_sent()
             connection.begin(exchange, request.method, head, request.body, request.length)
             try:
                 await exchange.head()
