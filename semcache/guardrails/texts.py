@@ -24,6 +24,8 @@ _NO_WORDS = frozenset(
     {"role", "type", "id", "tool_call_id", "call_id", "tool_use_id", "item_id", "status", "detail", "media_type"}
     | {"mime_type", "data", "images", "file_data", "b64_json", "signature", "encrypted_content", "cache_control"}
 )
+# Where a data: URL is a picture or a sound. Elsewhere it is words: anybody can begin a prompt with "data:".
+_ADDRESSES = frozenset({"url", "image_url", "video_url", "audio_url", "file_url"})
 _TOOL_RESULTS = frozenset({"tool_result", "function_call_output"})  # `type` of what comes without a role
 
 
@@ -46,16 +48,16 @@ def estimate_tokens(texts: tuple[Text, ...]) -> int:
 
 def _walk(value: Any, role: str) -> Iterator[Text]:
     """Without recursion: a body may be nested deeper than Python calls."""
-    waiting = [(value, role)]
+    waiting = [("", value, role)]
     while waiting:
-        value, role = waiting.pop()
+        name, value, role = waiting.pop()
         if isinstance(value, str):
-            if value and not value.startswith("data:"):
+            if value and not (name in _ADDRESSES and value.startswith("data:")):
                 yield Text(role, value)
         elif isinstance(value, list):
-            waiting += [(item, role) for item in reversed(value)]
+            waiting += [(name, item, role) for item in reversed(value)]
         elif isinstance(value, dict):
             if role != "tools":  # a tool's definition may have a member `role`, which says nothing of who speaks
                 own = value.get("role")
                 role = own if isinstance(own, str) else "tool" if value.get("type") in _TOOL_RESULTS else role
-            waiting += [(item, role) for name, item in reversed(value.items()) if name not in _NO_WORDS]
+            waiting += [(name, item, role) for name, item in reversed(value.items()) if name not in _NO_WORDS]
