@@ -10,6 +10,7 @@ import aiohttp
 import anthropic
 import openai
 import pytest
+from yarl import URL
 
 from semcache import config
 from semcache.access.key_file import KeyFile
@@ -298,3 +299,27 @@ def take(proxy: Proxy, text: str) -> None:
     """As reload.py does, once it has found nothing wrong with a file."""
     options = {"upstream": proxy.backend.url, "store": proxy.app.config.cache.store, "port": 0, "admin_port": 0}
     proxy.app._adopt(config.parse(text, {}, options=options))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/chat/%63ompletions",
+        "/v1/chat/%2563ompletions",
+        "/v1/chat%2Fcompletions",
+        "/v1//chat/completions",
+        "/v1/files/../chat/completions",
+        "/v1/chat/completions/",
+        "/v1/chat/Completions",
+        "/v1/chat/completions;a=b",
+        "/v1/chat/completions%3Fa",
+    ],
+)
+async def test_no_spelling_of_a_path_leads_around_what_a_request_has_to_pass(tmp_path: Path, path: str) -> None:
+    async with running_proxy(tmp_path, limited("tokens_per_day: 1000"), backend=ModelServer()) as proxy:
+        body = {"model": "small", "messages": [{"role": "user", "content": "What is a monad?"}]}
+        url = URL(proxy.url.removesuffix("/v1") + path, encoded=True)
+        async with aiohttp.ClientSession(headers={"Authorization": "Bearer sk-shop"}) as session:
+            async with session.post(url, json=body) as reply:
+                assert (reply.status, proxy.backend.requests) == (404, 0)
+                assert "/v1/chat/completions" in (await reply.json())["error"]["message"]

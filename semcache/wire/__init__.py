@@ -55,6 +55,7 @@ __all__ = [
     "find_address",
     "is_model_path",
     "read_model",
+    "refuse_disguise",
     "say",
     "vendor_of",
 ]
@@ -119,6 +120,31 @@ def find_address(target: str) -> Address | None:
         if dialect := dialects.get(endpoint):
             return Address(dialect, vendor, endpoint, f"/v1/{endpoint}{mark}{query}", opt_in=_OPT_IN.get(endpoint))
     return None
+
+
+def refuse_disguise(target: str) -> None:
+    """Refuse an endpoint that is known here, spelled in a way that is not. An upstream that reads it otherwise would
+    answer it, and limits, guardrails and the count of its tokens would have been passed by. Raises ClientError 404."""
+    plain = _plain(target)
+    if find_address(target) is None and find_address(plain) is not None:
+        raise ClientError(f"no such path here; write it as {plain}", status=404, code="not_found")
+
+
+@lru_cache(maxsize=512)
+def _plain(target: str) -> str:
+    """A path as the most lenient upstream might read it: decoded, without capitals, empty segments, "..", parameters
+    and a slash at its end."""
+    path = re.sub(r"^\w+://[^/]*", "", target)
+    for _ in range(4):  # each server on the way may decode once
+        path = unquote(path)
+    segments: list[str] = []
+    for segment in re.split(r"[/\\]", re.split(r"[?#]", path)[0]):
+        name = segment.partition(";")[0].strip().lower()
+        if name == "..":
+            del segments[-1:]
+        elif name not in ("", "."):
+            segments.append(name)
+    return "/" + "/".join(segments)
 
 
 def say(entry: Entry) -> str | None:
