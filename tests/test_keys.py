@@ -316,6 +316,14 @@ async def test_rotating_again_lengthens_nobodys_life(bench: Bench) -> None:
     assert [await bench.opens(made.text) for made in (first, second, third)] == [False, False, False]
 
 
+@pytest.mark.parametrize("overlap_s", [1e20, float("inf"), float("nan"), -1.0])
+async def test_an_overlap_beyond_any_calendar_changes_nothing(bench: Bench, overlap_s: float) -> None:
+    made = bench.smith.create(NewKey(tenant="shop"))
+    with pytest.raises(ClientError, match="overlap"):
+        bench.smith.rotate(made.key.id, overlap_s)
+    assert await bench.opens(made.text) and bench.smith.list()[0]["rotating_until"] is None
+
+
 async def test_only_who_holds_the_secret_is_told_what_became_of_the_key(bench: Bench) -> None:
     revoked = bench.smith.create(NewKey(tenant="shop"))
     expired = bench.smith.create(NewKey(tenant="shop", expires=60))

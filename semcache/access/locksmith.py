@@ -116,8 +116,10 @@ class Locksmith:
     def rotate(self, key_id: str, overlap_s: float = OVERLAP_S) -> Made:
         """A new secret under the same id, so that limits and figures go on; what worked until now does for a while.
 
-        Raises ClientError for a key that is not there, or that works no more.
+        Raises ClientError for a key that is not there, or that works no more, and for an overlap without end.
         """
+        if not 0 <= overlap_s <= LONGEST_S:
+            raise ClientError("overlap: it is from 0 to 100 years", param="overlap")
         now = self._clock()
         text = make_text(key_id)
         with self._file.changing() as change:
