@@ -16,7 +16,7 @@ _UNSEEN = re.compile(
     "\ufe00-\ufe0f\ufeff\uffa0\U000e0000-\U000e0fff]+"
 )
 # Sorting a pile of accents takes the square of its height: 40,000 of them 2.5 s. Longer ones than of Unicode's
-# Stream-Safe Text Format (UAX #15) are written by nobody. To `re` no mark is a letter or a digit but the two of narrow Katakana.
+# Stream-Safe Text Format (UAX #15) are written by nobody. To `re` a mark is no letter, but for two of narrow Katakana.
 _PILED = re.compile(r"((?:[^\w\s\x00-\x7f]|[\uff9e\uff9f]){30})(?:[^\w\s\x00-\x7f]|[\uff9e\uff9f])+")
 _ACCENTED = re.compile("([a-z])[\u0300-\u036f]+")
 _MIXED = re.compile(r"\b(?=\w*[a-z])\w*[\u0370-\u04ff]\w*")
