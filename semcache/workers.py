@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 from semcache.errors import SemcacheError, StartError
@@ -33,12 +34,15 @@ def supervise(count: int, work: Callable[[int], None]) -> None:
     def stop(number: int, _: FrameType | None) -> None:
         nonlocal stopping
         stopping = True
-        for pid in children:
-            os.kill(pid, signal.SIGTERM)
+        tell(signal.SIGTERM)
 
     def pass_on(number: int, _: FrameType | None) -> None:
-        for pid in children:
-            os.kill(pid, number)
+        tell(number)
+
+    def tell(number: int) -> None:
+        for pid in tuple(children):
+            with suppress(ProcessLookupError):  # it has ended, and we were about to note that
+                os.kill(pid, number)
 
     for number in _STOPPING:
         signal.signal(number, stop)
@@ -48,7 +52,8 @@ def supervise(count: int, work: Callable[[int], None]) -> None:
         # A signal between the fork and the note of it would miss the new child.
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
         try:
-            children[_fork(worker, work)] = worker
+            if not stopping:  # one that was told before has just been heard
+                children[_fork(worker, work)] = worker
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
 
@@ -67,8 +72,7 @@ def supervise(count: int, work: Callable[[int], None]) -> None:
             continue
         print(f"semcache: worker {worker} ended with status {status}; starting it again", file=sys.stderr, flush=True)
         time.sleep(RESTART_PAUSE_S)
-        if not stopping:
-            start(worker)
+        start(worker)
     if failed:
         raise StartError("a worker could not start; its own message is above")
 
