@@ -15,12 +15,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import uvloop
 
 from semcache import __version__, wire
-from semcache.access.credentials import NoReader, Reader
+from semcache.access.credentials import Introduce, NoReader, Reader, introduce_nobody
 from semcache.access.doors import Doors
 from semcache.access.quota import Quotas
 from semcache.admin.backends import BackendCalls
@@ -37,18 +38,22 @@ from semcache.backends.headers import new_node
 from semcache.cache.embedder import Embedder
 from semcache.config import Chain, Config
 from semcache.core import Core
+from semcache.delivery import Deliverer
 from semcache.errors import ConfigError, SemcacheError
 from semcache.explaining import Explaining
 from semcache.feedback import FeedbackDesk
+from semcache.forwarding import Forwarder
 from semcache.gate import Gate
 from semcache.listening.listener import Listener, url_of
 from semcache.listening.unix_socket import UnixSocket
 from semcache.metering import Meter
 from semcache.pacing import RealTime, Timer
+from semcache.passing import PassThrough
 from semcache.recent_requests import RecentRequests
 from semcache.reload import Reloader, what_needs_a_restart
+from semcache.replying import Replier
 from semcache.request_log import open_log
-from semcache.server import Server, Signer
+from semcache.server import Server
 from semcache.telemetry import Telemetry
 from semcache.types import Outcome, Tenant
 from semcache.usage import Ledger, load_prices, prices_of
@@ -120,24 +125,27 @@ class App:
         self.telemetry = Telemetry(self.stats, self.ledger, recent)
         self.doors = Doors(config, lambda: self.config.tenants, self._record_key, clock)
         self.admission = admission = Admission(config.tenants, self.doors.keyring, self.doors.tokens, clock)
-        reader, signer = chained(config.chain, self.node, admission.find)
-        self.gate = Gate(admission, self.quotas, lambda: self.core.planner.residency, clock, reader=reader)
+        reader, introduce = chained(config.chain, self.node, admission.find, clock)
+        planner = self.core.planner
+        self.gate = Gate(admission, self.quotas, lambda: planner.residency, clock, reader=reader)
         self.feedback = FeedbackDesk(self.store, clock)
+        timer = timer or RealTime()
+        self.deliverer = Deliverer(self.pipeline, clock, timer)
+        replier = Replier(self.gate, config.server.compress_from)
         self.server = Server(
             config,
             self.gate,
             admission,
-            self.core.planner,
-            self.pipeline,
-            self.dispatcher,
-            self.meter,
+            planner,
+            self.deliverer,
+            Forwarder(self.dispatcher, self.meter, lambda: admission.replaces_keys, timer.now),
+            PassThrough(config.server, self.gate, admission, planner, self.dispatcher, replier, introduce),
+            replier,
+            self.feedback,
             Observers(self.telemetry, self.audit),
             self.unready,
-            clock,
-            timer or RealTime(),
-            self.feedback,
+            introduce,
             self.node,
-            signer,
         )
         self.listener = Listener(self.server.handle, config.server, _error_page)
         self.explaining = explaining = Explaining(
@@ -211,7 +219,7 @@ class App:
             **self.core.stats(),
             "learning": {**self.core.learning.stats(), **self.judge.stats()},
             "listener": self.listener.stats(),
-            "delivery": self.server.deliverer.stats(),
+            "delivery": self.deliverer.stats(),
             "feedback": self.feedback.stats(),
             "backends": {**self.fetcher.stats(), **self.dispatcher.stats(), "pools": self.dispatcher.fleet.pools()},
             "request_log": self.request_log.stats(),
@@ -286,12 +294,20 @@ class App:
         await asyncio.to_thread(self.request_log.stop)
 
 
-def chained(chain: Chain | None, node: str, find: Callable[[str], Tenant | None]) -> tuple[Reader, Signer | None]:
+def chained(
+    chain: Chain | None, node: str, find: Callable[[str], Tenant | None], clock: Callable[[], float]
+) -> tuple[Reader, Introduce]:
+    """How we learn from other semcaches who asks, and how we tell them."""
     if chain is None:
-        return NoReader(), None
+        return NoReader(), introduce_nobody
     from semcache.access.chain import Signer, Verifier
 
-    return Verifier(chain, find) if chain.accept else NoReader(), Signer(chain, node)
+    signer = Signer(chain, node)
+
+    def introduce(tenant: Tenant, namespace: str, regions: frozenset[str]) -> Callable[[], str]:
+        return lambda: signer.sign(replace(tenant, regions=regions), namespace, clock())
+
+    return Verifier(chain, find) if chain.accept else NoReader(), introduce
 
 
 class Observers:

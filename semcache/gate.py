@@ -100,10 +100,13 @@ class Gate:
         return tab
 
     def limited(self, headers: list[tuple[str, str]], tab: Tab, *, is_relayed: bool = True) -> list[tuple[str, str]]:
-        """A reply's fields with what is left of this caller's limits, in the place of what an upstream says of ours.
+        """A reply's fields with what is left of this caller's limits, if he has any, in the place of what an upstream
+        says of ours.
 
         `is_relayed`: there are fields of an upstream among them.
         """
+        if not tab.subjects:
+            return headers
         if is_relayed:
             headers = [(name, value) for name, value in headers if not name.lower().startswith(_UPSTREAMS_LIMITS)]
         return headers + self._quotas.headers(tab.reservation, self._clock())

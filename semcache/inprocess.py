@@ -33,7 +33,7 @@ from semcache.core import Core
 from semcache.delivery import Deliverer, Delivery
 from semcache.errors import ClientError, SemcacheError, UpstreamError
 from semcache.forwarding import Source, answer_limit
-from semcache.planning import Plan
+from semcache.planning import PARSE_INLINE_BYTES, Plan
 from semcache.types import Outcome, Reason, Selector, Tenant, Tier, Verdict
 from semcache.wire.dialect import Address, Reading
 from semcache.wire.plain import PlainText, write_question
@@ -42,7 +42,6 @@ from semcache.wire.score import JSON
 
 Fetch = Callable[[str], Awaitable[str]]
 
-PARSE_INLINE_BYTES = 256 * 1024  # larger questions are parsed on a thread: 1 MB takes some 15 ms
 
 _ADDRESS = Address(PlainText(), vendor="program", endpoint="ask", target="ask")
 _ADMISSION = Admission(())  # keys are those of the model APIs that a program calls, and pass through

@@ -36,6 +36,7 @@ from semcache.wire import Address, BatchDialect, Dialect, vendor_of
 from semcache.wire.rename import rename_path
 from semcache.wire.turns import Conversing, Omission
 
+PARSE_INLINE_BYTES = 256 * 1024  # larger bodies are parsed on a thread: 1 MB takes some 15 ms
 PLAN_BODY_BYTES = 16 * 1024  # larger bodies are parsed each time: remembering them costs more memory than it saves time
 PLANS = 2048  # so at most some 64 MB, for a plan also holds its context and question. An item of a batch counts as one
 PLAN_ITEMS = 64  # of a batch. An item takes 5 KB however short it is: 12 KB of body can hold 2,000 of them, and 10 MB

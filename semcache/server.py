@@ -1,14 +1,22 @@
-"""RECV and the sending of what is delivered: the data plane's routes, from the first header to the last byte.
+"""RECV: the data plane's routes, from the first header of a request to the outcome that is told of it.
 
-`handle` opens and closes every request: identify, read, plan, respond (delivery.py), send, and tell telemetry. What is
-sent is one of three: a whole body, a stream as it comes, or bytes that pass through.
+`handle` opens and closes every request. In between, for one that may be cached:
+
+    gate.identify      who asks; before the body is read
+    planner.plan       what it asks, by which rules, and where it may go
+    gate.let_in        guardrails and limits
+    deliverer.respond  the answer, from the cache (pipeline.py) or from a backend (forwarding.py)
+    replier            sends it
+    gate.settle        what it was let in for and did not use
+
+What no dialect here caches goes through passing.py instead.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -19,42 +27,28 @@ import orjson
 from aiohttp import web
 from multidict import CIMultiDictProxy
 
-from semcache import catalogue, feedback, tunnel, wire
-from semcache.admit import ANONYMOUS, Admission
-from semcache.backends.connection import Body
-from semcache.backends.dispatch import Dispatcher
-from semcache.backends.fetch import UpstreamRequest
+from semcache import feedback, wire
+from semcache.access.credentials import Introduce, introduce_nobody
+from semcache.admit import Admission
 from semcache.backends.headers import NODE, refuse_unforwardable
-from semcache.backends.target import Target
 from semcache.cache.policy import Directives, read_directives
-from semcache.catalogue import Catalogue
 from semcache.config import Config
-from semcache.delivery import Deliverer, Headers, id_headers, own_headers, relayed, request_id
-from semcache.errors import STOPPING, ClientError, OutOfRegion, Overloaded, SemcacheError, UpstreamError
+from semcache.delivery import Deliverer, id_headers, request_id
+from semcache.errors import ClientError, SemcacheError
 from semcache.feedback import FeedbackDesk
-from semcache.forwarding import Forwarder, needs_of
+from semcache.forwarding import Forwarder
 from semcache.gate import Gate
-from semcache.listening.listener import ClientGone, Sender, read_ahead, read_body, stream_body, whole_response
-from semcache.listening.sending import SentResponse
-from semcache.metering import Meter, Tab
-from semcache.pacing import Timer
-from semcache.pipeline import Pipeline
-from semcache.planning import PLAN_BODY_BYTES, Plan, Planner
-from semcache.types import Outcome, Reason, Tenant, Tier, Verdict
-from semcache.wire.form_model import read_form_model
+from semcache.listening.listener import ClientGone, read_ahead, read_body, whole_response
+from semcache.metering import Tab
+from semcache.passing import PassThrough
+from semcache.planning import PARSE_INLINE_BYTES, PLAN_BODY_BYTES, Plan, Planner
+from semcache.replying import Replier, ms_since
+from semcache.types import Outcome, Tenant, Tier, Verdict
 from semcache.wire.score import JSON
-
-PARSE_INLINE_BYTES = 256 * 1024  # larger bodies are parsed on a thread: 1 MB takes some 15 ms
 
 
 class Observer(Protocol):
     def observe(self, outcome: Outcome, question: str | None = None) -> None: ...
-
-
-class Signer(Protocol):
-    """Says to other semcaches who asks; see access/chain.py."""
-
-    def sign(self, tenant: Tenant, namespace: str, now_unix: float) -> str: ...
 
 
 class Server:
@@ -64,30 +58,31 @@ class Server:
         gate: Gate,
         admission: Admission,
         planner: Planner,
-        pipeline: Pipeline,
-        dispatcher: Dispatcher,
-        meter: Meter,
+        deliverer: Deliverer,
+        forwarder: Forwarder,
+        passing: PassThrough,
+        replier: Replier,
+        desk: FeedbackDesk,
         observer: Observer,
         unready: Callable[[], Sequence[str]],
-        clock: Callable[[], float],
-        timer: Timer,
-        desk: FeedbackDesk,
+        introduce: Introduce = introduce_nobody,
         node: str = NODE,
-        signer: Signer | None = None,
     ) -> None:
-        self._node, self._signer, self._clock = node, signer, clock
-        self._config = config
+        """`unready`: what is still missing. `node`: our name in Via, by which we know our own requests again."""
+        self._settings = config.server
         self._keeps_questions = config.server.log_prompts or (config.audit is not None and config.audit.prompts)
         self._gate = gate
         self._admission = admission
         self._planner = planner
-        self.deliverer = Deliverer(pipeline, clock, timer)
-        self._forwarder = Forwarder(dispatcher, meter, lambda: admission.replaces_keys, timer.now)
-        self._dispatcher = dispatcher
-        self._catalogue = Catalogue(planner, dispatcher.fleet)
+        self._deliverer = deliverer
+        self._forwarder = forwarder
+        self._passing = passing
+        self._replier = replier
+        self._desk = desk
         self._observer = observer
         self._unready = unready
-        self._desk = desk
+        self._introduce = introduce
+        self._node = node
         self._request_ids = (f"{prefix}{number:08x}" for prefix in [os.urandom(8).hex()] for number in count())
 
     # RECV
@@ -101,12 +96,12 @@ class Server:
         try:
             return await self._answer(request, path, outcome)
         except SemcacheError as error:
-            return self._refuse(path, error, outcome, request)
+            return self._replier.refuse(request, error, outcome)
         except (asyncio.CancelledError, ClientGone):
             outcome.truncated = True
             raise
         finally:
-            outcome.total_ms = _ms_since(outcome.started)
+            outcome.total_ms = ms_since(outcome.started)
             self._observer.observe(outcome, outcome.question)
 
     async def _answer(self, request: web.BaseRequest, path: str, outcome: Outcome) -> web.StreamResponse:
@@ -115,24 +110,22 @@ class Server:
         address = wire.find_address(request.raw_path) if request.method == "POST" else None
         if address is None and not wire.is_model_path(path):
             raise ClientError("no such path here; the models are under /v1/", status=404, code="not_found")
-        if address is None and request.method == "POST":
-            wire.refuse_disguise(request.raw_path)
         refuse_unforwardable(request.headers, self._node)
         tenant = await self._gate.identify(request.headers, outcome)
         if address is None or not self._planner.caches(address):
-            return await self._pass_through(request, path, tenant, outcome)
+            return await self._passing.respond(request, tenant, outcome)
         outcome.dialect, outcome.endpoint = address.vendor, address.endpoint
         asked = read_directives(_whole(request.headers, "Cache-Control"), _whole(request.headers, "Semcache-Control"))
         outcome.namespace = self._admission.namespace(tenant, asked.namespace)
         if address.opt_in is None:
-            body = await read_body(request, self._config.server)
+            body = await read_body(request, self._settings)
             plan = await self._plan(address, outcome, request.headers, body, tenant)
         else:
-            upload, pieces = await read_ahead(request, self._config.server)
+            upload, pieces = await read_ahead(request, self._settings)
             arguments = (address, request.headers, upload, tenant, outcome.namespace)
             wanted = await asyncio.to_thread(self._planner.plan_upload, *arguments)
             if wanted is None:
-                return await self._pass_through(request, path, tenant, outcome, pieces)
+                return await self._passing.respond(request, tenant, outcome, pieces)
             plan = wanted
         outcome.model, outcome.stream = plan.ask.model, plan.ask.stream
         outcome.route, outcome.regions = plan.route_name, plan.regions
@@ -142,7 +135,7 @@ class Server:
         try:
             return await self._respond(request, plan, asked, outcome, tab)
         except SemcacheError as error:
-            return self._refuse(path, error, outcome, request, tab)
+            return self._replier.refuse(request, error, outcome, tab)
         finally:
             self._gate.settle(tab)
 
@@ -160,178 +153,22 @@ class Server:
     async def _respond(
         self, request: web.BaseRequest, plan: Plan, asked: Directives, outcome: Outcome, tab: Tab
     ) -> web.StreamResponse:
-        identity = self._identity(plan.tenant, outcome.namespace, plan.regions)
+        identity = self._introduce(plan.tenant, outcome.namespace, plan.regions)
         source = partial(self._forwarder.write, request.headers, tab, identity=identity)
         if tab.reservation.unpaid is not None:  # what is stored costs nothing
             plan = replace(plan, way=tab.reservation.unpaid)
-        delivery = await self.deliverer.respond(plan, asked, source, outcome)
+        delivery = await self._deliverer.respond(plan, asked, source, outcome)
         if outcome.tier is not None:
             exact = outcome.entry_key if outcome.tier is Tier.EXACT else plan.key.exact  # a batch's key is no entry's
             self._desk.remember(plan.tenant, exact or plan.key.exact, outcome)
         try:
-            status, headers, body = delivery.status, delivery.headers, delivery.body
-            if tab.subjects:
-                headers = self._gate.limited(headers, tab, is_relayed=outcome.fwd_status is not None)
+            status, body = delivery.status, delivery.body
+            headers = self._gate.limited(delivery.headers, tab, is_relayed=outcome.fwd_status is not None)
             if isinstance(body, bytes):
-                return self._send_whole(request, status, headers, body, outcome, is_stream=delivery.is_stream)
-            return await self._stream(request, plan, status, headers, body, outcome)
+                return self._replier.whole(request, status, headers, body, outcome, is_stream=delivery.is_stream)
+            return await self._replier.stream(request, plan, status, headers, body, outcome)
         finally:
             delivery.close()
-
-    def _identity(self, tenant: Tenant, namespace: str, regions: frozenset[str]) -> Callable[[], str] | None:
-        """`regions`: that this request is bound to; its route may have said more than its tenant."""
-        signer = self._signer
-        if signer is None:
-            return None
-        return lambda: signer.sign(replace(tenant, regions=regions), namespace, self._clock())
-
-    # DELIVER
-
-    async def _stream(
-        self,
-        request: web.BaseRequest,
-        plan: Plan | None,
-        status: int,
-        headers: Headers,
-        pieces: AsyncIterator[bytes],
-        outcome: Outcome,
-        length_bytes: int | None = None,
-    ) -> web.StreamResponse:
-        """Send pieces as they come, of `length_bytes` together where that is known.
-
-        A source that breaks off leaves a visibly broken answer: the dialect's error event, then the connection ends
-        without its last chunk, for both SDKs take a clean end for success.
-        """
-        outcome.status = status
-        sender = Sender(request, status, headers, length_bytes)
-        try:
-            async for piece in pieces:
-                if outcome.ttfb_ms is None:
-                    outcome.ttfb_ms = _ms_since(outcome.started)
-                outcome.bytes_out += len(piece)
-                await sender.send(piece)
-            return await sender.end()
-        except (SemcacheError, asyncio.CancelledError) as exc:
-            error = exc if isinstance(exc, SemcacheError) else STOPPING
-            outcome.truncated, outcome.error = True, type(error).__name__
-            last_words = plan.dialect.error_event(error, outcome.request_id) if plan and plan.ask.stream else b""
-            broken = await sender.abort(last_words)
-            if isinstance(exc, asyncio.CancelledError):
-                raise
-            return broken
-
-    def _send_whole(
-        self,
-        request: web.BaseRequest,
-        status: int,
-        headers: Headers,
-        body: bytes,
-        outcome: Outcome,
-        is_stream: bool = False,
-    ) -> web.StreamResponse:
-        outcome.status = status
-        outcome.bytes_out = len(body)
-        outcome.ttfb_ms = _ms_since(outcome.started)
-        compress_from = self._config.server.compress_from
-        return whole_response(request, status, headers, body, is_stream=is_stream, compress_from=compress_from)
-
-    # What is not cached
-
-    async def _pass_through(
-        self,
-        request: web.BaseRequest,
-        path: str,
-        tenant: Tenant,
-        outcome: Outcome,
-        upload: AsyncIterator[bytes] | None = None,
-    ) -> web.StreamResponse:
-        """Relay a request that no dialect here understands, both bodies as they are. `upload`: looked at already."""
-        outcome.verdict, outcome.reason = Verdict.BYPASS, Reason.ENDPOINT
-        outcome.dialect, outcome.endpoint = "", "other"
-        body: Body = b""
-        length = None
-        model = request.query.get("model")
-        switches = tunnel.is_asked_for(request)
-        if switches and tenant is ANONYMOUS:
-            tunnel.refuse_another_sites_page(request.headers)
-        if catalogue.is_list(request.method, path):
-            outcome.regions = self._catalogue.regions(path, request.headers, tenant)
-            targets = self._catalogue.backends(path, request.headers, tenant, outcome.regions)
-            if targets:
-                return await self._list_models(request, path, targets, tenant, outcome)
-        if upload is None and _is_json(request):
-            body, model = await self._read_json(request)
-        elif request.body_exists:
-            body = upload or stream_body(request, self._config.server, self._config.server.max_upload)
-            length = request.content_length
-            if request.content_type == "multipart/form-data":
-                model, body = await read_form_model(request.headers["Content-Type"], body)
-        way, route, outcome.route = self._planner.way_for_path(path, request.headers, model, tenant)
-        outcome.regions = way.regions
-        tab = self._gate.let_pass(tenant)
-        is_safe = request.method in ("GET", "HEAD", "OPTIONS") and isinstance(body, bytes)
-        onward = UpstreamRequest(
-            request.method,
-            request.raw_path,
-            request.headers,
-            body,
-            length=length,
-            pass_key=not self._admission.replaces_keys,
-            identity=self._identity(tenant, outcome.namespace, way.regions),
-            switches=switches,
-        )
-        needs = needs_of(route, outcome.route, body if isinstance(body, bytes) else b"", is_repeatable=is_safe)
-        try:
-            reply = await self._dispatcher.fetch(way, onward, needs._replace(model=model))
-        except SemcacheError as error:
-            return self._refuse(path, error, outcome, request, tab)
-        try:
-            outcome.fwd_status, outcome.backend = reply.status, reply.backend
-            outcome.region, outcome.attempts = reply.target.backend.region, reply.attempts
-            outcome.request_id = request_id(reply.headers) or outcome.request_id
-            headers = [*relayed(reply.headers), *own_headers(outcome)]
-            if tab.subjects:
-                headers = self._gate.limited(headers, tab)
-            if reply.reply.tunnel is not None:
-                return await self._relay(request, reply.reply.tunnel, headers, outcome)
-            return await self._stream(request, None, reply.status, headers, reply.chunks(), outcome, reply.reply.length)
-        finally:
-            await reply.abort()
-
-    async def _list_models(
-        self, request: web.BaseRequest, path: str, targets: Sequence[Target], tenant: Tenant, outcome: Outcome
-    ) -> web.StreamResponse:
-        """One list of what several backends have."""
-        tab = self._gate.let_pass(tenant)
-        pass_key = not self._admission.replaces_keys
-        try:
-            body = await self._catalogue.list(targets, path, request.headers, tenant, pass_key)
-        except SemcacheError as error:
-            return self._refuse(path, error, outcome, request, tab)
-        headers = [("Content-Type", JSON), *own_headers(outcome)]
-        if tab.subjects:
-            headers = self._gate.limited(headers, tab)
-        return self._send_whole(request, 200, headers, body, outcome)
-
-    async def _relay(
-        self, request: web.BaseRequest, far: tunnel.End, headers: Headers, outcome: Outcome
-    ) -> web.StreamResponse:
-        """A WebSocket, from its 101 until both sides have ended."""
-        outcome.status = 101
-        outcome.ttfb_ms = _ms_since(outcome.started)
-        near = tunnel.switch(request, headers)
-        try:
-            outcome.truncated = not await tunnel.relay(near, far)
-        finally:
-            outcome.bytes_out = near.sent_bytes
-        return SentResponse(101, keep_alive=False)
-
-    async def _read_json(self, request: web.BaseRequest) -> tuple[bytes, str | None]:
-        """A JSON body and the model it names, if it does: the route depends on it. Judging the body is not for us."""
-        body = await read_body(request, self._config.server)
-        if len(body) > PARSE_INLINE_BYTES:
-            return body, await asyncio.to_thread(wire.read_model, body)
-        return body, wire.read_model(body)
 
     # Our own answers
 
@@ -343,35 +180,11 @@ class Server:
             raise ClientError(message, status=405, code="method_not_allowed", headers={"Allow": "POST"})
         tenant = await self._gate.identify(request.headers, outcome)
         self._planner.residency.refuse_store(tenant.regions)
-        body = await read_body(request, self._config.server, feedback.MAX_BODY)
+        body = await read_body(request, self._settings, feedback.MAX_BODY)
         answer = await self._desk.take(tenant, body, outcome)
         outcome.verdict = Verdict.BYPASS
         headers = [("Content-Type", JSON), *id_headers(outcome)]
-        return self._send_whole(request, 200, headers, orjson.dumps(answer), outcome)
-
-    def _refuse(
-        self, path: str, error: SemcacheError, outcome: Outcome, request: web.BaseRequest, tab: Tab | None = None
-    ) -> web.StreamResponse:
-        """A 4xx or 5xx of our own, in the shape that the caller's SDK expects. `tab`: of a request that was let in."""
-        headers = [("Content-Type", JSON)]
-        if isinstance(error, UpstreamError):
-            headers += own_headers(outcome)
-        else:
-            headers += id_headers(outcome)
-            if error.code == "not_cached" and outcome.reason is not None:  # looked up, neither hit nor forwarded
-                headers.append(("Cache-Status", f"semcache; detail={outcome.reason}"))
-        outcome.verdict = Verdict.REFUSED
-        outcome.error, outcome.code = type(error).__name__, error.code
-        if isinstance(error, OutOfRegion):
-            outcome.regions = error.regions
-        if isinstance(error, (ClientError, Overloaded)):
-            headers += error.headers.items()
-        if isinstance(error, ClientError) and error.status >= 500 and "Retry-After" not in error.headers:
-            headers.append(("x-should-retry", "false"))  # the SDKs retry a 5xx, and it would not help
-        if tab is not None and tab.subjects:
-            headers = self._gate.limited(headers, tab)
-        body = wire.error_shape(path).error_body(error, outcome.request_id)
-        return self._send_whole(request, error.status, headers, body, outcome)
+        return self._replier.whole(request, 200, headers, orjson.dumps(answer), outcome)
 
     def _health(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
         missing = list(self._unready()) if path == "/readyz" else []
@@ -379,16 +192,7 @@ class Server:
         return whole_response(request, 503 if missing else 200, [("Content-Type", JSON)], body)
 
 
-def _ms_since(started: float) -> float:
-    """Milliseconds with three digits. Rounding to digits takes ten times as long as rounding to a whole number."""
-    return round((perf_counter() - started) * 1e6) / 1000
-
-
 def _whole(headers: CIMultiDictProxy[str], name: str) -> str | None:
     """The value of a field that is a list: on several lines it is still one (RFC 9110 section 5.3)."""
     values = headers.getall(name, None)
     return None if values is None else ", ".join(values)
-
-
-def _is_json(request: web.BaseRequest) -> bool:
-    return request.method == "POST" and request.headers.get("Content-Type", "").lower().startswith(JSON)

@@ -38,7 +38,7 @@ STOREYS: tuple[tuple[set[str], ...], ...] = (
         {"pipeline", "planning", "forwarding", "batches", "delivery", "pacing", "feedback", "explaining"}
         | {"answer_judge", "learning", "shadow", "vouching", "reload", "metering", "gate", "catalogue", "route_trial"},
     ),
-    ({"server"}, {"admin"}, {"tuning"}),
+    ({"server", "passing", "replying"}, {"admin"}, {"tuning"}),
     (
         {"core", "inprocess", "threaded", "langchain", "langchain_prompts", "httpx_transport"}
         | {"app", "cli", "commands", "demo", "__main__"},

@@ -3,6 +3,7 @@ a proxy without tokens loads no cryptography."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from multidict import MultiMapping
@@ -42,6 +43,15 @@ class NoReader:
 
     def identify(self, headers: MultiMapping[str], now_unix: float) -> Tenant | None:
         return None
+
+
+# What to tell another semcache of who asks: of a tenant, in a namespace, bound to regions (a route may have said more
+# than its tenant). It is made anew for each attempt. None: nothing is told.
+Introduce = Callable[[Tenant, str, frozenset[str]], Callable[[], str] | None]
+
+
+def introduce_nobody(tenant: Tenant, namespace: str, regions: frozenset[str]) -> None:
+    return None
 
 
 def unauthorized(message: str) -> ClientError:
