@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -35,6 +36,7 @@ class Stage:
     """Upstreams in pools, in the order they were given, and a dispatcher before them."""
 
     def __init__(self, fetcher: Fetcher, pools: dict[str, Pool], wall: Clock) -> None:
+        self.fetcher = fetcher
         self.pools = pools
         self.dispatcher = Dispatcher(pools, fetcher, wall=wall, chance=Random(7))
         self.wall = wall
@@ -260,6 +262,21 @@ async def test_a_request_that_is_given_up_gives_its_place_back() -> None:
         await asyncio.gather(asking, return_exceptions=True)
         assert (await here.read())[0] == 200
         assert here.backend("p[0]")["in_flight"] == 0
+
+
+async def test_a_client_that_uploads_slowly_does_not_make_its_backend_look_slow() -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"{"
+        clock.advance(300)
+        yield b"}"
+
+    clock = Clock()
+    async with ScriptedUpstream(OK) as only, stage(only) as here:
+        here.dispatcher = Dispatcher(here.pools, here.fetcher, clock=clock, chance=Random(7))
+        upload = replace(REQUEST, body=pieces(), length=2, want_recording=False)
+        reply = await here.ask(PATIENT, upload)
+        await reply.abort()
+        assert here.backend("p[0]")["ttft_s"] is None
 
 
 # Who may be asked

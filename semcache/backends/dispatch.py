@@ -245,7 +245,8 @@ class Dispatcher:
             self.fleet.look_now(state)
             if error.status == 504:
                 state.limit.dropped(now, crowd)
-                state.ttft.observe((now - begun) / joined, now)
+                if _is_held(call.request):
+                    state.ttft.observe((now - begun) / joined, now)
             self._placing.give_back(place)
             return error
         except BaseException as exc:  # cancelled, or nothing that may be forwarded: no word on the backend
@@ -278,7 +279,8 @@ class Dispatcher:
             vitals.ended(now, place.spell)
         else:
             vitals.succeeded(now, place.spell)
-            state.ttft.observe((now - began.at) / began.joined, now)
+            if _is_held(call.request):  # else it took as long as the client took to send it
+                state.ttft.observe((now - began.at) / began.joined, now)
             if call.needs.is_stream:  # a JSON answer's first byte is its last: that tells of its length, not of a queue
                 state.limit.observe(now - began.at, began.crowd, now, call.search.tokens)
         self.fleet.notice(state)
