@@ -110,6 +110,8 @@ class Server:
         address = wire.find_address(request.raw_path) if request.method == "POST" else None
         if address is None and not wire.is_model_path(path):
             raise ClientError("no such path here; the models are under /v1/", status=404, code="not_found")
+        if address is None and request.method == "POST":
+            wire.refuse_disguise(request.raw_path)
         refuse_unforwardable(request.headers, self._node)
         tenant = await self._gate.identify(request.headers, outcome)
         if address is None or not self._planner.caches(address):
