@@ -203,15 +203,21 @@ def parse(
 ) -> Config:
     try:
         raw = YAML(typ="safe", pure=True).load(text)
-    except YAMLError as exc:
+    except (YAMLError, ValueError) as exc:  # ValueError: what looks like a date and is none, a number without end
         raise ConfigError(f"{name}: not valid YAML: {' '.join(str(exc).split())}") from exc
+    except RecursionError as exc:
+        raise ConfigError(f"{name}: not valid YAML: lists or mappings are nested too deeply") from exc
     if raw is None:
         raw = {}
     if not isinstance(raw, dict):
         raise ConfigError(
             f"{name}: the file must hold sections such as `server:` and `cache:`, not a {type(raw).__name__}"
         )
-    return build(_override(_substitute(raw, environ, ""), options or {}), name)
+    try:
+        substituted = _substitute(raw, environ, "")
+    except RecursionError as exc:  # an alias for what it is part of
+        raise ConfigError(f"{name}: lists or mappings are nested too deeply") from exc
+    return build(_override(substituted, options or {}), name)
 
 
 def build(raw: Mapping[str, Any], name: str = "config") -> Config:

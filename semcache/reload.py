@@ -104,8 +104,12 @@ class Reloader:
         self._attempt = asyncio.create_task(self._try(why))
 
     async def _try(self, why: str) -> None:
-        with suppress(ConfigError):  # it has been told
+        try:
             await self.reload(why)
+        except ConfigError:
+            pass  # it has been told
+        except Exception as exc:  # the top of a task: a fault of ours must not end the watch over the file
+            log.error("a reload failed unexpectedly: %s", type(exc).__name__)
 
     async def _watch(self, path: Path) -> None:
         """Reload when the file is another than before, and has been the same for two looks: editors write in steps."""

@@ -106,6 +106,28 @@ async def test_the_file_is_taken_when_it_has_changed_and_nobody_writes_to_it_any
 
 
 @pytest.mark.parametrize(
+    "broken",
+    ["cache: {ttl: 2026-99-99}", f"server: {{port: {'9' * 5000}}}", "a: &a {b: *a}", "[" * 20_000],
+    ids=["no such day", "a long number", "an endless alias", "deeply nested"],
+)
+async def test_no_file_ends_the_watch_over_it(tmp_path: Path, broken: str) -> None:
+    path, taken, looks = tmp_path / "c.yaml", list[Config](), Looks()
+    path.write_text("match: {threshold: 0.9}")
+    here = reloader(path, taken, pause=looks)
+    here.start()
+    try:
+        await until(lambda: looks.looks)
+        for text in (broken, "match: {threshold: 0.85}"):
+            path.write_text(text)
+            await looks.again()
+            await looks.again()
+        await until(lambda: taken)
+        assert here.refused == 1
+    finally:
+        await here.stop()
+
+
+@pytest.mark.parametrize(
     "old, new, names",
     [
         ("{}", "{}", []),
