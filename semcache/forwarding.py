@@ -69,8 +69,15 @@ class Forwarder:
             pass_key=not self._replaces_keys(),
             identity=identity,
         )
-        needs = needs_of(plan.route, plan.route_name, body, is_repeatable=not plan.ask.traits.is_stateful)
-        needs = needs._replace(model=plan.ask.model, is_stream=plan.ask.stream, is_optional=recording.is_optional)
+        needs = needs_of(
+            plan.route,
+            plan.route_name,
+            body,
+            plan.ask.model,
+            is_repeatable=not plan.ask.traits.is_stateful,
+            is_stream=plan.ask.stream,
+            is_optional=recording.is_optional,
+        )
         lost: list[Lost] = []
         tab.is_fetching = True  # from here on it is settled here, whatever happens
         try:
@@ -113,7 +120,16 @@ class Pieces:
                 self._size_bytes += len(piece)
 
 
-def needs_of(route: Route, name: str, body: bytes, *, is_repeatable: bool) -> Needs:
+def needs_of(
+    route: Route,
+    name: str,
+    body: bytes,
+    model: str | None,
+    *,
+    is_repeatable: bool,
+    is_stream: bool = False,
+    is_optional: bool = False,
+) -> Needs:
     """`is_repeatable`: asking twice does no harm at the upstream."""
     return Needs(
         route=name,
@@ -122,6 +138,9 @@ def needs_of(route: Route, name: str, body: bytes, *, is_repeatable: bool) -> Ne
         priority=route.priority,
         is_nearest_first=route.order == "nearest",
         is_repeatable=is_repeatable,
+        is_optional=is_optional,
+        model=model,
+        is_stream=is_stream,
         prompt=body,
         fit=fit_model,
     )

@@ -29,7 +29,7 @@ from semcache.metering import Tab
 from semcache.planning import PARSE_INLINE_BYTES, Planner
 from semcache.replying import Replier
 from semcache.types import Outcome, Reason, Tenant, Verdict
-from semcache.wire.form_model import read_form_model
+from semcache.wire.form_model import looks_like_object, read_form_model
 from semcache.wire.score import JSON
 
 
@@ -91,9 +91,9 @@ class PassThrough:
             switches=switches,
         )
         is_safe = is_held and request.method in ("GET", "HEAD", "OPTIONS")
-        needs = needs_of(route, outcome.route, body if isinstance(body, bytes) else b"", is_repeatable=is_safe)
+        needs = needs_of(route, outcome.route, body if isinstance(body, bytes) else b"", model, is_repeatable=is_safe)
         try:
-            reply = await self._dispatcher.fetch(way, onward, needs._replace(model=model))
+            reply = await self._dispatcher.fetch(way, onward, needs)
         except SemcacheError as error:
             return self._replier.refuse(request, error, outcome, tab)
         try:
@@ -117,6 +117,9 @@ class PassThrough:
         pieces = upload or stream_body(request, self._settings, self._settings.max_upload)
         if request.content_type == "multipart/form-data":
             model, pieces = await read_form_model(request.headers["Content-Type"], pieces)
+        elif model is not None and upload is None:
+            is_object, pieces = await looks_like_object(pieces)
+            model = None if is_object else model  # many a server reads JSON whatever its type, and the model in it
         return pieces, model
 
     async def _send(self, request: web.BaseRequest, reply: Answering, outcome: Outcome, tab: Tab) -> web.StreamResponse:

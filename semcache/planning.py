@@ -120,8 +120,8 @@ class Planner:
     def adopt(self, config: Config) -> None:
         """Plan by these settings from now on. Requests that have a plan go by it to their end."""
         self._config = config
-        self._routes = lru_cache(1024)(partial(self._go, config))
-        self._rules = config, self._routes
+        self._ways = lru_cache(1024)(partial(self._find_way, config))
+        self._in_force = config, self._ways
         self.residency = Residency(config)
         self._plans.clear()
         self._spoken = {backend.dialect for pool in config.pools.values() for backend in pool.backends}
@@ -172,7 +172,7 @@ class Planner:
         ask = dialect.parse(address, body, headers)
         path = address.target.partition("?")[0]
         size = len(body) // BYTES_PER_TOKEN if self._reads_size else 0
-        going = self.find(Asking(ask.model, path, tenant, dict(self._fields(headers)), size), ask.dialect, ask)
+        going = self.find_route(Asking(ask.model, path, tenant, dict(self._fields(headers)), size), ask.dialect, ask)
         route, regions = going.route, going.regions
         inspection = inspect(body, route.guardrails)
         if inspection.body is not None:  # from here on it is this request that was made: in its key, upstream, in logs
@@ -234,7 +234,7 @@ class Planner:
         vendor = vendor_of(path, headers)
         if vendor == "ollama" and vendor not in self._spoken and path not in _OLLAMA_ASKS:
             raise ClientError("no backend here is an Ollama (`dialect: ollama`)", status=404, code="dialect_not_served")
-        going = self.find(Asking(model, path, tenant, dict(self._fields(headers))), vendor)
+        going = self.find_route(Asking(model, path, tenant, dict(self._fields(headers))), vendor)
         if isinstance(going.way, SemcacheError):
             raise going.way
         return going.way, going.route, going.name
@@ -242,7 +242,7 @@ class Planner:
     def bound_for(self, path: str, headers: Mapping[str, str], vendor: str, tenant: Tenant) -> frozenset[str]:
         """The regions of a request that names no model and asks several backends; empty: any. Raises OutOfRegion."""
         try:
-            return self.find(Asking(None, path, tenant, dict(self._fields(headers))), vendor).regions
+            return self.find_route(Asking(None, path, tenant, dict(self._fields(headers))), vendor).regions
         except OutOfRegion:
             raise
         except ClientError:  # no route is for this itself; those for models may be
@@ -262,12 +262,12 @@ class Planner:
     def routes(self) -> Sequence[Route]:
         return self._config.routes
 
-    def find(self, asking: Asking, vendor: str, ask: Ask | None = None) -> Going:
+    def find_route(self, asking: Asking, vendor: str, ask: Ask | None = None) -> Going:
         """The route of a request, and where it goes. Raises ClientError for one that no route takes, or that may not be
         here.
         """
         # Read in one go: a long body is planned on a thread, and a reload may come meanwhile.
-        config, remembered = self._rules
+        config, remembered = self._in_force
         routes = config.routes
         place = pick_route(routes, asking)
         route, name = routes[place], name_of(routes, place)
@@ -275,11 +275,11 @@ class Planner:
         self.residency.refuse_outsiders(regions)
         arm = pick_arm(name, route.split, _sticky(route.sticky, asking, ask)) if route.split else None
         choices, model = (route.pools, route.model) if arm is None else (arm.pools, arm.model or route.model)
-        find = remembered if len(asking.model or "") <= MODEL_CHARS else partial(self._go, config)
+        find = remembered if len(asking.model or "") <= MODEL_CHARS else partial(self._find_way, config)
         way = find(choices, asking.model, model, vendor, regions)
         return Going(route, name, way, regions, None if arm is None else arm.name)
 
-    def _go(
+    def _find_way(
         self,
         config: Config,
         choices: tuple[PoolChoice, ...],

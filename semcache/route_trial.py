@@ -177,7 +177,7 @@ def try_route(config: Config, sample: Sample, now: datetime) -> Trial:
     if find_address(sample.path) is None and not is_model_path(path):
         return replace(trial, refusal="no such path here; the models are under /v1/", status=404)
     try:
-        going = planner.find(asking, ask.dialect, ask)
+        going = planner.find_route(asking, ask.dialect, ask)
     except SemcacheError as error:
         return replace(trial, passed=_passed(config, asking, None), refusal=error.message, status=error.status)
     route = going.route

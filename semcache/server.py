@@ -157,8 +157,8 @@ class Server:
     ) -> web.StreamResponse:
         identity = self._introduce(plan.tenant, outcome.namespace, plan.regions)
         source = partial(self._forwarder.write, request.headers, tab, identity=identity)
-        if tab.reservation.unpaid is not None:  # what is stored costs nothing
-            plan = replace(plan, way=tab.reservation.unpaid)
+        if tab.reservation.why_no_fetch is not None:  # what is stored costs nothing
+            plan = replace(plan, way=tab.reservation.why_no_fetch)
         delivery = await self._deliverer.respond(plan, asked, source, outcome)
         if outcome.tier is not None:
             exact = outcome.entry_key if outcome.tier is Tier.EXACT else plan.key.exact  # a batch's key is no entry's

@@ -911,7 +911,7 @@ async def test_a_caller_chooses_no_upstream(proxy: Proxy) -> None:
 async def test_names_of_models_made_up_by_callers_are_not_held_on_to(proxy: Proxy) -> None:
     await post(proxy, json.dumps({"model": "m" * 1_000_000, "messages": [{"role": "user", "content": "a"}]}).encode())
     assert proxy.backend.requests == 1
-    assert proxy.app.core.planner._routes.cache_info().currsize == 0
+    assert proxy.app.core.planner._ways.cache_info().currsize == 0
 
 
 # What a reply says of itself

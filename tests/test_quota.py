@@ -165,7 +165,7 @@ def test_who_has_nothing_left_to_spend_may_still_have_what_the_cache_has() -> No
     quotas.charge(subjects, Usage(1, 1), NANO, NOW)
     for _ in range(3):
         reservation = quotas.reserve(subjects, 10, NOW, may_be_free=True)
-        assert reservation.unpaid is not None and reservation.unpaid.code == "insufficient_quota"
+        assert reservation.why_no_fetch is not None and reservation.why_no_fetch.code == "insufficient_quota"
         quotas.settle(reservation, None, None, NOW)
     with pytest.raises(ClientError, match="3 requests a day"):
         quotas.reserve(subjects, 10, NOW, may_be_free=True)

@@ -130,7 +130,7 @@ class Reservation:
     cells: Sequence[Cells] = ()  # of each subject: where the tokens were reserved
     tokens: int = 0
     # Why it must not be forwarded, though it may be answered from the cache: raise it where a fetch would begin.
-    unpaid: ClientError | None = None
+    why_no_fetch: ClientError | None = None
     is_settled: bool = False
 
 
@@ -156,13 +156,13 @@ class Quotas:
 
         `subjects`: everybody who is charged, with his limits. All of them are asked before any of them is charged.
         `may_be_free`: the cache may have its answer, which costs no tokens and no money. So where only these are used
-        up it is let in, and the reservation says that it is `unpaid`.
+        up it is let in, and the reservation says `why_no_fetch`.
         """
         limited = self._limited(subjects)
         if not limited:
             return NOTHING
         refusals: list[Refusal] = []
-        unpaid: ClientError | None = None
+        why_no_fetch: ClientError | None = None
         for subject in limited:
             if not subject.minute.start - SET_BACK_S <= now < subject.minute.end:
                 self._turn(subject, now)
@@ -170,14 +170,14 @@ class Quotas:
         if refusals:
             self.refused += 1
             worst = max(refusals, key=lambda refusal: refusal.wait_s)
-            unpaid = _too_much(worst, self._figures(limited, now))
+            why_no_fetch = _too_much(worst, self._figures(limited, now))
             if not may_be_free or any(refusal.metric is Metric.REQUESTS for refusal in refusals):
-                raise unpaid
+                raise why_no_fetch
             tokens = 0
         cells = [subject.cells() for subject in limited]
         for each in cells:
             self._add(each, 1, tokens, 0)
-        return Reservation(limited, cells, tokens, unpaid)
+        return Reservation(limited, cells, tokens, why_no_fetch)
 
     def settle(self, reservation: Reservation, usage: Usage | None, nano_usd: int | None, now: float) -> None:
         """Count what was billed for a request, instead of what was reserved. Neither: it cost nothing."""

@@ -265,8 +265,8 @@ def _interval_s(state: BackendState, routes: Sequence[Route]) -> float:
     if said is not None:
         return said
     own = state.target
-    ways = [*(route.pools for route in routes), *(arm.pools for route in routes for arm in route.split)]
-    has_other = any(len(choices) > 1 and own.pool in (choice.pool for choice in choices) for choices in ways)
+    lists = [*(route.pools for route in routes), *(arm.pools for route in routes for arm in route.split)]
+    has_other = any(len(choices) > 1 and own.pool in (choice.pool for choice in choices) for choices in lists)
     like_it = [t for t in targets_of(own.pool, state.settings) if t.backend.dialect == own.backend.dialect]
     return CHECK_S if has_other or len(like_it) > 1 else 0.0
 

@@ -75,7 +75,7 @@ class Placing:
         `turn`: the right to look before those who came later.
         """
         options = self._in_order(search)
-        for find in self._ways_to_find(search):
+        for find in self._finders(search):
             is_anybody_able = False
             for number, option in enumerate(options):
                 pool = self._fleet.pool(option.pool)
@@ -97,7 +97,7 @@ class Placing:
     def is_anybody_left(self, search: Search) -> bool:
         """Whether there are backends that could be asked, now or when they have room."""
         options = self._in_order(search)
-        return any(find(option, search.tried) for find in self._ways_to_find(search) for option in options)
+        return any(find(option, search.tried) for find in self._finders(search) for option in options)
 
     async def place(self, search: Search) -> Place:
         """Take a place, or wait for one. Raises Overloaded where there is none, or none in time."""
@@ -125,7 +125,7 @@ class Placing:
         """
         options = self._in_order(search)
         full: list[Option] = []
-        for find in self._ways_to_find(search):
+        for find in self._finders(search):
             full = full or [option for option in options if find(option, search.tried)]
         refusal: Overloaded | None = None
         for number, option in enumerate(full):
@@ -158,13 +158,14 @@ class Placing:
 
     def _could_go(self, search: Search, options: Sequence[Option]) -> bool:
         """Whether a look for a place is worth it, for one who waits."""
-        for find in self._ways_to_find(search):
+        for find in self._finders(search):
             able = [state for option in options for state in find(option, search.tried)]
             if able:
                 return any(state.has_room() for state in able)
         return False
 
-    def _ways_to_find(self, search: Search) -> Sequence[Callable[[Option, set[str]], list[BackendState]]]:
+    def _finders(self, search: Search) -> Sequence[Callable[[Option, set[str]], list[BackendState]]]:
+        """Who is asked, and who is if there are none of those."""
         return (self._fleet.well,) if search.is_optional else (self._fleet.well, self._fleet.in_panic)
 
     def _is_slow(self, search: Search, pool: PoolState, free: Sequence[BackendState]) -> bool:
