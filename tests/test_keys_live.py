@@ -93,3 +93,24 @@ async def test_a_token_whose_key_is_not_known_yet_waits_for_it(tmp_path: Path) -
                 await proxy.ask("What is a monad?", key=provider.token(aud="other"))
             with pytest.raises(openai.PermissionDeniedError):
                 await proxy.ask("What is a monad?", key=provider.token(tenant="nobody"))
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/octet-stream", ""])
+async def test_a_model_in_the_query_is_no_word_on_that_in_the_body(tmp_path: Path, kind: str) -> None:
+    tenants = "tenants: [{name: shop, keys: [sk-shop], models: [small]}]"
+    async with running_proxy(tmp_path, tenants) as proxy, aiohttp.ClientSession() as session:
+        headers = {"Authorization": "Bearer sk-shop", "Content-Type": kind}
+        url = f"{proxy.url}/images/generations?model=small"
+        async with session.post(url, data=b'{"model": "large", "prompt": "a cat"}', headers=headers) as refused:
+            assert (refused.status, proxy.backend.requests) == (403, 0)
+            assert (await refused.json())["error"]["code"] == "model_not_allowed"
+
+
+async def test_a_session_offer_takes_its_model_from_the_query(tmp_path: Path) -> None:
+    tenants = "tenants: [{name: shop, keys: [sk-shop], models: [small]}]"
+    async with running_proxy(tmp_path, tenants) as proxy, aiohttp.ClientSession() as session:
+        headers = {"Authorization": "Bearer sk-shop", "Content-Type": "application/sdp"}
+        for model, status in (("small", 200), ("large", 403)):
+            url = f"{proxy.url}/realtime/calls?model={model}"
+            async with session.post(url, data=b"v=0\r\n", headers=headers) as reply:
+                assert reply.status == status

@@ -32,6 +32,17 @@ async def read_form_model(
     return model, _joined(seen, body)
 
 
+async def looks_like_object(body: AsyncIterator[bytes]) -> tuple[bool, AsyncIterator[bytes]]:
+    """Whether a body that is not said to be JSON may be a JSON object all the same; and the whole body."""
+    seen: list[bytes] = []
+    async for piece in body:
+        seen.append(piece)
+        start = piece.lstrip(b" \t\r\n\xef\xbb\xbf")
+        if start or sum(map(len, seen)) >= LOOKED_AT_BYTES:
+            return start[:1] in (b"{", b""), _joined(seen, body)
+    return False, _joined(seen, body)
+
+
 def rename_in_form(content_type: str, form: bytes, model: str) -> bytes:
     """The same form with another model; one that does not name its model comes back as it is."""
     found, _ = _find_value(_parameters(content_type).get("boundary", ""), form, past_files=True)
