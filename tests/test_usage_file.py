@@ -128,6 +128,18 @@ def test_a_damaged_file_is_moved_aside_and_a_new_one_begun(tmp_path: Path) -> No
     assert len(list(tmp_path.glob("u.aside-*"))) == 1
 
 
+async def test_a_file_of_which_only_the_inside_is_damaged_does_not_stop_a_start_either(tmp_path: Path) -> None:
+    path = tmp_path / "u"
+    with opened(path) as file:
+        file.write([], [((f"tenant t{number}", "day", int(NOW)), (1, 1, 1)) for number in range(2000)], [])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:4096] + b"\0" * (len(whole) - 4096))
+    flushing = Flushing(UsageFile(path, DAY, DAY), a_ledger(Clock(NOW)), Quotas(), 3600)
+    await flushing.start()
+    await flushing.stop()
+    assert len(list(tmp_path.glob("u.aside-*"))) == 1
+
+
 def test_a_database_of_something_else_is_left_alone_and_the_start_refused(tmp_path: Path) -> None:
     path = tmp_path / "u"
     with closing(sqlite3.connect(path)) as database:

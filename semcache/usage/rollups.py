@@ -188,6 +188,7 @@ class UsageFile:
                 raise StartError(
                     f"usage: {self.path} is no usage file of this version of semcache; name another in usage.path"
                 )
+            database.execute("SELECT MAX(tokens) FROM quotas")  # all of what is read next, so that damage shows here
         except BaseException:
             database.close()
             raise
