@@ -227,7 +227,7 @@ def test_a_trial_never_differs_from_what_the_planner_does(data: st.DataObject) -
     vendor = "anthropic" if path == "/v1/messages" else "openai"
     asking = Asking(model, path, Tenant("shop", frozenset(regions)))
     try:
-        way = Planner(config, "").find(asking, vendor).way
+        way = Planner(config, "").find_route(asking, vendor).way
     except SemcacheError as error:
         way = error
     asked_there = [each.name for step in trial.steps for each in step.candidates if each.obstacle is None]
