@@ -136,8 +136,8 @@ class Planner:
         """Parse, rule, derive the key, find the route. Raises ClientError for a body that is not a request."""
         context_headers = address.dialect.context_headers(headers)
         fields = self._fields(headers) if self._read_fields else ()
-        # A tenant who comes through a chain may be bound otherwise each time.
-        who = (tenant.id, tenant.key, tenant.regions, namespace)
+        # A tenant who comes through a chain may be bound otherwise each time, and otherwise than his key is here.
+        who = (tenant.id, tenant.key, tenant.regions, tenant.models, tenant.routes, namespace)
         identity = (address.target, who, context_headers, fields, body)
         plan = self._plans.get(identity)
         if plan is None:

@@ -10,12 +10,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
+from semcache import config
 from semcache.access import chain
 from semcache.access.chain import Signer, Verifier
 from semcache.access.credentials import NoReader
 from semcache.config import Chain
 from semcache.errors import ClientError
+from semcache.planning import Planner
 from semcache.types import Tenant
+from semcache.wire import find_address
 
 SECRET = "a secret of both ends"
 NOW = 1_800_000_000.0
@@ -168,3 +171,15 @@ def test_the_field_is_read_where_lines_are_accepted_and_only_there() -> None:
 def test_two_lines_are_none() -> None:
     fields = CIMultiDict([("Semcache-Identity", line()), ("Semcache-Identity", line())])
     assert refusal(lambda: knowing().identify(fields, NOW)) == (401, "invalid_identity")
+
+
+def test_a_plan_is_for_those_alone_who_may_have_it() -> None:
+    """The same key may be bound here, and by the semcache in front of us not."""
+    planner = Planner(config.build({}, "settings"), "words")
+    address = find_address("/v1/chat/completions")
+    assert address is not None
+    body = b'{"model": "large", "messages": [{"role": "user", "content": "Hello?"}]}'
+    planner.plan(address, {}, body, Tenant("shop", key="a1"), "")
+    for bound in (Tenant("shop", key="a1", models=("small",)), Tenant("shop", key="a1", routes=("other",))):
+        with pytest.raises(ClientError):
+            planner.plan(address, {}, body, bound, "")
