@@ -11,14 +11,10 @@ import gc
 import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-
-import uvloop
 
 from semcache import __version__, wire
 from semcache.access.credentials import Introduce, NoReader, Reader, introduce_nobody
@@ -39,18 +35,18 @@ from semcache.cache.embedder import Embedder
 from semcache.config import Chain, Config
 from semcache.core import Core
 from semcache.delivery import Deliverer
-from semcache.errors import ConfigError, SemcacheError
+from semcache.errors import SemcacheError
 from semcache.explaining import Explaining
 from semcache.feedback import FeedbackDesk
 from semcache.forwarding import Forwarder
 from semcache.gate import Gate
-from semcache.listening.listener import Listener, url_of
+from semcache.listening.listener import Listener
 from semcache.listening.unix_socket import UnixSocket
 from semcache.metering import Meter
 from semcache.pacing import RealTime, Timer
 from semcache.passing import PassThrough
 from semcache.recent_requests import RecentRequests
-from semcache.reload import Reloader, what_needs_a_restart
+from semcache.reload import Reloader
 from semcache.replying import Replier
 from semcache.request_log import open_log
 from semcache.server import Server
@@ -59,7 +55,6 @@ from semcache.types import Outcome, Tenant
 from semcache.usage import Ledger, load_prices, prices_of
 from semcache.usage.flushing import Flushing
 from semcache.usage.rollups import UsageFile, usage_path
-from semcache.workers import supervise
 
 log = logging.getLogger(__name__)
 
@@ -97,10 +92,12 @@ class App:
         self._unix_socket = unix_socket
         self._own_unix_socket: UnixSocket | None = None
         self._is_stopping = False
-        prices = load_prices(Path(config.usage.prices) if config.usage.prices else None)
-        self._prices = prices
+        self.node = node or new_node()
+
+        # What is written down: money, acts, requests
+        self._prices = load_prices(Path(config.usage.prices) if config.usage.prices else None)
         self.ledger = Ledger(
-            prices,
+            self._prices,
             backend_prices=prices_of(config.pools),
             bills_by_fetch=True,
             embedder_seconds=self._computed_s,
@@ -108,27 +105,36 @@ class App:
             clock=clock,
         )
         self.quotas = Quotas(clock)
+        self.meter = Meter(self.ledger, self.quotas, clock)
         usage_file = usage_path(config)
         kept = config.usage.keep_minutes, config.usage.keep_hours
         file = UsageFile(usage_file, *kept) if usage_file is not None else None
         self.flushing = Flushing(file, self.ledger, self.quotas, config.usage.flush, clock)
-        self.meter = Meter(self.ledger, self.quotas, clock)
         self.audit = open_audit(config.audit, config.server.region)
-        self.node = node or new_node()
-        self.fetcher = Fetcher(node=self.node)
-        self.dispatcher = Dispatcher(config.pools, self.fetcher, config.routes, record=self._record_event)
-        self.judge = PoolJudge(config.pools, self.fetcher, bill=self.meter.judged)
-        self.core = Core(config, worker == 0, embedder, clock, prices, self.judge, bill_embedding=self._bill_embedding)
-        self.store, self.index, self.pipeline = self.core.store, self.core.index, self.core.pipeline
         self.request_log = open_log(config.server)
         recent = RecentRequests(self.request_log)
         self.telemetry = Telemetry(self.stats, self.ledger, recent)
+
+        # Where misses go
+        self.fetcher = Fetcher(node=self.node)
+        self.dispatcher = Dispatcher(config.pools, self.fetcher, config.routes, record=self._record_event)
+        self.judge = PoolJudge(config.pools, self.fetcher, bill=self.meter.judged)
+
+        # The cache
+        self.core = Core(
+            config, worker == 0, embedder, clock, self._prices, self.judge, bill_embedding=self._bill_embedding
+        )
+        self.store, self.index, self.pipeline = self.core.store, self.core.index, self.core.pipeline
+        planner = self.core.planner
+        self.feedback = FeedbackDesk(self.store, clock)
+
+        # Who may ask
         self.doors = Doors(config, lambda: self.config.tenants, self._record_key, clock)
         self.admission = admission = Admission(config.tenants, self.doors.keyring, self.doors.tokens, clock)
         reader, introduce = chained(config.chain, self.node, admission.find, clock)
-        planner = self.core.planner
         self.gate = Gate(admission, self.quotas, lambda: planner.residency, clock, reader=reader)
-        self.feedback = FeedbackDesk(self.store, clock)
+
+        # The data plane
         timer = timer or RealTime()
         self.deliverer = Deliverer(self.pipeline, clock, timer)
         replier = Replier(self.gate, config.server.compress_from)
@@ -148,32 +154,28 @@ class App:
             self.node,
         )
         self.listener = Listener(self.server.handle, config.server, _error_page)
-        self.explaining = explaining = Explaining(
-            config.routes,
-            config.tenants,
-            admission,
-            self.core.planner,
-            self.pipeline,
-            self.core.explainer,
-            self.store,
-            recent,
-        )
+
+        # The operator's port
         watched = path if config.server.reload_on_change else None
         self.reloader = Reloader(config, read, self._adopt, watched, self._record_event)
+        self.explaining = Explaining(
+            config.routes, config.tenants, admission, planner, self.pipeline, self.core.explainer, self.store, recent
+        )
+        calls = [
+            *self.reloader.routes(self._tell_others),
+            *KeyCalls(self.doors.locksmith, self.doors.keyring).routes(),
+            *usage_routes(usage_file, clock),
+            *BackendCalls(self.dispatcher.fleet, self._record_event).routes(),
+        ]
         self.admin = Admin(
             config.server,
             self.store,
             self.telemetry,
             self.unready,
             self.stats,
-            explaining,
+            self.explaining,
             self.core,
-            [
-                *self.reloader.routes(self._tell_others),
-                *KeyCalls(self.doors.locksmith, self.doors.keyring).routes(),
-                *usage_routes(usage_file, clock),
-                *BackendCalls(self.dispatcher.fleet, self._record_event).routes(),
-            ],
+            calls,
             self.audit,
         )
 
@@ -324,77 +326,3 @@ class Observers:
 
 def _error_page(path: str, error: SemcacheError) -> tuple[bytes, str]:
     return wire.error_shape(path).error_body(error, ""), "application/json"
-
-
-def run(config: Config, read: Callable[[], Config] | None = None, path: Path | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; on SIGHUP, and when the file at `path` has changed, take what `read` returns.
-
-    Raises StartError.
-    """
-    _say_what_is_logged()
-    server = config.server
-    node = new_node()
-    # The kernel shares a port among processes that bind it each, a path only among those that inherit one socket.
-    unix_socket = UnixSocket(server.unix_socket, int(server.unix_socket_mode, 8)) if server.unix_socket else None
-    try:
-        if server.workers > 1:
-            supervise(server.workers, lambda worker: _run_worker(config, worker, unix_socket, read, path, node))
-        else:
-            _run_worker(config, 0, unix_socket, read, path, node)
-    finally:
-        if unix_socket is not None:
-            unix_socket.remove()
-
-
-def _run_worker(
-    config: Config,
-    worker: int,
-    unix_socket: UnixSocket | None,
-    read: Callable[[], Config] | None,
-    path: Path | None,
-    node: str,
-) -> None:
-    if read is not None:  # a worker that is started again takes what the others have taken meanwhile
-        with suppress(ConfigError):
-            fresh = read()
-            config = config if what_needs_a_restart(config, fresh) else fresh
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(config, worker, unix_socket, read, path, node))
-
-
-async def _serve(
-    config: Config,
-    worker: int,
-    unix_socket: UnixSocket | None,
-    read: Callable[[], Config] | None,
-    path: Path | None,
-    node: str,
-) -> None:
-    app = App(config, worker, unix_socket=unix_socket, read=read, path=path, node=node)
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    loop.add_signal_handler(signal.SIGHUP, app.reloader.asked, "SIGHUP")
-    await app.start()
-    _say(
-        f"listening on {' and '.join(app.listener.addresses)}, "
-        f"metrics on {url_of('http', config.server.admin_host, app.admin_port)}/metrics"
-    )
-    await stopping.wait()
-    waiting = f"; running answers get up to {config.server.drain:g} s" if app.listener.stats()["connections"] else ""
-    _say(f"stopping{waiting}")
-    await app.stop()
-
-
-def _say_what_is_logged() -> None:
-    """Warnings go to the operator in the form of everything else that is said to him."""
-    stderr = logging.StreamHandler()
-    stderr.setFormatter(logging.Formatter("semcache: %(message)s"))
-    logging.getLogger("semcache").addHandler(stderr)
-
-
-def _say(line: str) -> None:
-    """To the operator, in one write: workers share the stream, and print() writes its line break apart."""
-    sys.stderr.write(f"semcache: {line}\n")
-    sys.stderr.flush()

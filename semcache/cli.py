@@ -65,7 +65,7 @@ def main() -> None:
 def serve(file: Path | None, **options: Any) -> None:
     """Run the proxy until SIGTERM or Ctrl-C; running streams get `server.drain` to finish."""
     from semcache.advice import advise
-    from semcache.app import run
+    from semcache.running import run
 
     settings = _load(file, options)
     for line in advise(settings):

@@ -41,7 +41,7 @@ STOREYS: tuple[tuple[set[str], ...], ...] = (
     ({"server", "passing", "replying"}, {"admin"}, {"tuning"}),
     (
         {"core", "inprocess", "threaded", "langchain", "langchain_prompts", "httpx_transport"}
-        | {"app", "cli", "commands", "demo", "__main__"},
+        | {"app", "running", "cli", "commands", "demo", "__main__"},
     ),
 )
 PLACE = {
