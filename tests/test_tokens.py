@@ -460,3 +460,10 @@ async def test_a_key_set_may_be_a_file(provider: IdentityProvider, opened: Openi
     file.write_text(json.dumps(provider.shown))
     door = await opened(jwks=str(file))
     assert await door.verify(provider.token()) == "shop"
+
+
+async def test_a_password_in_the_address_of_the_keys_is_in_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    keys = KeySet("http://me:Hush@127.0.0.1:9/jwks?token=Hush", ("RS256",), 60.0, Clock())
+    await keys.start()
+    await keys.stop()
+    assert "127.0.0.1:9/jwks" in caplog.text and "Hush" not in caplog.text

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -79,7 +80,7 @@ class KeySet:
         """Raises StartError for a file that is no key set. A provider that is down is asked again, and told."""
         if self._source.startswith("http://"):
             log.warning(
-                "jwt.jwks: %s comes without TLS: whoever is on the way can put keys of his own in", self._source
+                "jwt.jwks: %s comes without TLS: whoever is on the way can put keys of his own in", _shown(self._source)
             )
         self._tried_at = self._now()
         try:
@@ -167,17 +168,22 @@ async def _fetch(url: str) -> bytes:
             session.get(url, allow_redirects=False, headers={"Accept": "application/json"}) as response,
         ):
             if response.status != 200:
-                raise KeySetFault(f"{url} answered {response.status}")
+                raise KeySetFault(f"{_shown(url)} answered {response.status}")
             raw = bytearray()
             async for piece in response.content.iter_any():
                 raw += piece
                 if len(raw) > MAX_BYTES:
-                    raise KeySetFault(f"{url} has more than {MAX_BYTES} bytes")
+                    raise KeySetFault(f"{_shown(url)} has more than {MAX_BYTES} bytes")
             return bytes(raw)
     except TimeoutError as exc:
-        raise KeySetFault(f"{url} did not answer within {FETCH_S:g} s") from exc
+        raise KeySetFault(f"{_shown(url)} did not answer within {FETCH_S:g} s") from exc
     except (aiohttp.ClientError, OSError, ValueError) as exc:
-        raise KeySetFault(f"{url} cannot be had: {type(exc).__name__}") from exc
+        raise KeySetFault(f"{_shown(url)} cannot be had: {type(exc).__name__}") from exc
+
+
+def _shown(url: str) -> str:
+    """A URL for the log: without a password, or a token in its query."""
+    return re.sub(r"//[^/]*@", "//", url.partition("?")[0])
 
 
 def _read_file(path: str) -> bytes:
