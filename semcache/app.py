@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import os
 import signal
 import time
@@ -55,8 +54,6 @@ from semcache.types import Outcome, Tenant
 from semcache.usage import Ledger, load_prices, prices_of
 from semcache.usage.flushing import Flushing
 from semcache.usage.rollups import UsageFile, usage_path
-
-log = logging.getLogger(__name__)
 
 GC_THRESHOLD = 20_000  # objects: a request makes some hundred, nearly all freed by reference counts
 

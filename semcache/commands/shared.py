@@ -1,17 +1,20 @@
-"""What commands share: how they fail, how their help ends, and how they ask a running server."""
+"""What commands share: how they read settings, fail and end their help, ask a running server, and open its store."""
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import json
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, TypeVar
 
 import click
 
+from semcache import config
 from semcache.errors import ClientError, ConfigError, SemcacheError
 
 if TYPE_CHECKING:
@@ -34,6 +37,15 @@ def speaks_plainly(command: Callable[P, R]) -> Callable[P, R]:
             fail(error.message, 2 if isinstance(error, (ConfigError, ClientError)) else 1)
 
     return wrapped
+
+
+def with_config(command: Callable[..., R]) -> Callable[..., R]:
+    option = click.option("-c", "--config", "file", type=FILE, help="Configuration file; see config/reference.yaml.")
+    return option(command)
+
+
+def load(file: Path | None, options: dict[str, Any]) -> Config:
+    return config.load(file, options={name: value for name, value in options.items() if value is not None})
 
 
 def fail(message: str, status: int) -> NoReturn:
@@ -103,3 +115,25 @@ def _complaint(answer: bytes) -> str:
         return str(json.loads(answer)["error"]["message"])
     except (ValueError, TypeError, KeyError):
         return answer.decode(errors="replace")[:200]
+
+
+async def with_store(settings: Config, act: Callable[[Any], Coroutine[Any, Any, int]]) -> int:
+    """Open the store of the settings, act, close. A running server shares the file and follows the change."""
+    from semcache.cache.store import open_store
+
+    store = open_store(settings.cache)
+    store.on_erase = lambda: asyncio.to_thread(_forget_index, settings)
+    await store.open()
+    try:
+        return await act(store)
+    finally:
+        await store.close()
+
+
+def _forget_index(settings: Config) -> None:
+    """The saved index holds vectors of what was erased; the next start makes it anew."""
+    from semcache.core import snapshot_folder
+
+    folder = snapshot_folder(settings)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
