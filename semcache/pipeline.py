@@ -1,4 +1,4 @@
-"""THE LIFE OF A REQUEST, between its arrival and its delivery (both in server.py), one function per phase.
+"""THE LIFE OF A REQUEST, between its arrival (server.py) and its delivery (delivery.py), one function per phase.
 
     (planning.py)  RULE, KEY, ROUTE: everything that follows from the request's bytes alone, remembered for equal bytes
     respond    decides between:

@@ -1,8 +1,9 @@
-"""RESIDENCY: where this node, its store and its logs are, and so what may be done here with whom.
+"""RESIDENCY: where this node, its store and its embedder are, and so what may be done here with whom.
 
 The rule: of a request that is bound to regions nothing leaves them, whatever fails. A node outside refuses it before
-its body is read; a store, a log or an embedder outside takes no part in it. What the configuration does not place is
-where the node is. A node that is not placed is taken to be wherever its tenants may be: there is only one to speak of.
+its body is read; a store or an embedder outside takes no part in it, and logs outside leave it out (request_log.py and
+audit/log.py see to that). What the configuration does not place is where the node is. A node that is not placed is
+taken to be wherever its tenants may be: there is only one to speak of.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ class Residency:
         here = config.server.region
         self.here = here
         self.store = config.cache.region or here
-        self.request_log = config.server.request_log_region or here
         self.embedder = config.embedder.region or here if config.embedder.engine == "openai" else here
         self.refused = 0
 
@@ -40,9 +40,6 @@ class Residency:
 
     def may_embed(self, regions: Regions) -> bool:
         return _is_within(self.embedder, regions)
-
-    def may_log(self, regions: Regions) -> bool:
-        return _is_within(self.request_log, regions)
 
 
 def _is_within(place: str | None, regions: Regions) -> bool:

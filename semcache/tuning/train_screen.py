@@ -23,7 +23,6 @@ from semcache.tuning.judge_examples import DRAWING
 from semcache.tuning.labelled import load, name_of
 from semcache.tuning.train_judge import VIEWS, Trained, Training, train
 
-WAYS = {"signs": "cosine, guards", "words": "... and words", "vectors": "... and vectors"}
 LABELLED = ("pairs_*.jsonl*", "stream_*.jsonl*", "pairs_*.csv*", "stream_*.csv*")  # what is read of a folder
 
 
