@@ -29,6 +29,9 @@ def status(number: int, *fields: str) -> list[list[Step]]:
     return [[Expect(), answer(b"sorry", *fields, status=f"{number} Trouble")]]
 
 
+SWITCHED = Send(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+HANDSHAKE = replace(REQUEST, method="GET", body=b"", want_recording=False, switches=True)
+
 OK: list[list[Step]] = [[Expect(), answer(b"fine")] * 20]
 
 
@@ -277,6 +280,32 @@ async def test_a_client_that_uploads_slowly_does_not_make_its_backend_look_slow(
         reply = await here.ask(PATIENT, upload)
         await reply.abort()
         assert here.backend("p[0]")["ttft_s"] is None
+
+
+async def test_tunnels_that_stay_open_do_not_keep_others_from_a_backend_that_stumbles() -> None:
+    """Its limit is learned from requests that end: tunnels would fill it for hours."""
+    opened: list[Step] = [Expect(), SWITCHED, WaitForClose()]
+    stumbles: list[Step] = [*status(503)[0], *OK[0]]
+    async with ScriptedUpstream([opened, opened, opened, stumbles]) as only, stage(only) as here:
+        tunnels = [await here.ask(PATIENT, HANDSHAKE) for _ in range(3)]
+        assert [tunnel.status for tunnel in tunnels] == [101] * 3
+        assert (await here.read())[0] == 503
+        assert (await here.read())[0] == 200
+        assert here.backend("p[0]")["in_flight"] == 3
+        for tunnel in tunnels:
+            await tunnel.abort()
+        assert here.backend("p[0]")["in_flight"] == 0
+
+
+async def test_tunnels_count_for_the_limit_that_the_operator_has_set() -> None:
+    opened: list[Step] = [Expect(), SWITCHED, WaitForClose()]
+    settings = {"backends": [{"max_in_flight": 1}], "queue": {"size": 1, "deadline": "10ms"}}
+    async with ScriptedUpstream([opened, *OK]) as only, stage(only, **settings) as here:
+        tunnel = await here.ask(PATIENT, HANDSHAKE)
+        with pytest.raises(Overloaded):
+            await here.read()
+        await tunnel.abort()
+        assert (await here.read())[0] == 200
 
 
 # Who may be asked

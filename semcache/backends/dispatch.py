@@ -235,7 +235,7 @@ class Dispatcher:
         try:
             if pause:
                 await self._sleep(pause_s(call.attempts - 1, call.needs.retry.backoff, self._chance))
-            begun, crowd, joined = self._clock(), state.in_flight, queue(state.in_flight, state.tokens)
+            begun, crowd, joined = self._clock(), state.crowd, queue(state.in_flight, state.tokens)
             reply = await self._first_byte(call, state, target, sent)
         except UpstreamError as error:
             now = self._clock()
@@ -258,7 +258,10 @@ class Dispatcher:
         finally:
             state.begun(call.search.tokens)
         self._learn_from(call, place, reply, _Began(begun, crowd, joined))
-        return Answering(reply, target, model, lambda: self._placing.give_back(place))
+        is_tunnel = reply.status == 101
+        if is_tunnel:
+            state.switched()
+        return Answering(reply, target, model, lambda: self._placing.give_back(place, is_tunnel=is_tunnel))
 
     def _learn_from(self, call: _Call, place: Place, reply: Reply, began: _Began) -> None:
         """What an answer tells about the backend."""

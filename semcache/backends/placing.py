@@ -106,8 +106,8 @@ class Placing:
             turn = await self._wait(search, turn)
         return place
 
-    def give_back(self, place: Place) -> None:
-        place.state.finish()
+    def give_back(self, place: Place, *, is_tunnel: bool = False) -> None:
+        place.state.finish(is_tunnel=is_tunnel)
         self._fleet.wake(place.target.pool)
 
     def _take(self, search: Search, option: Option, pool: PoolState, free: Sequence[BackendState]) -> Place:

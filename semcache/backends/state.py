@@ -37,6 +37,7 @@ class BackendState:
         "target",
         "tokens",
         "ttft",
+        "tunnels",
         "vitals",
         "was_alive",
         "weight",
@@ -50,6 +51,7 @@ class BackendState:
         self.round_trip = PeakEwma()  # seconds to its host and back
         self.prefixes = PrefixMap(pool.prefix.remember)
         self.in_flight = 0
+        self.tunnels = 0  # of those in flight: WebSockets, open for as long as their clients like
         self.tokens = 0  # of the prompts that wait for their first token, estimated
         self.requests = 0
         self.failures = 0
@@ -84,7 +86,14 @@ class BackendState:
         return self.ttft.value(now)
 
     def has_room(self) -> bool:
-        return self.in_flight < self.limit.limit
+        most = self.target.backend.max_in_flight
+        return self.crowd < self.limit.limit and (most is None or self.in_flight < most)
+
+    @property
+    def crowd(self) -> int:
+        """Requests there that begin and end. How many of them it bears is learned, and tunnels tell nothing of that:
+        counted, a few idle ones could fill a limit that was cut, and keep it from ever growing again."""
+        return self.in_flight - self.tunnels
 
     def is_on_duty(self, unix_s: float) -> bool:
         """Whether it takes requests at this time, and has not been told to take no more."""
@@ -116,8 +125,13 @@ class BackendState:
         """Its first token has come, or it has ended without one: the prompt is read."""
         self.tokens -= tokens
 
-    def finish(self) -> None:
+    def switched(self) -> None:
+        """A request has become a tunnel; `finish` is then told so."""
+        self.tunnels += 1
+
+    def finish(self, *, is_tunnel: bool = False) -> None:
         self.in_flight -= 1
+        self.tunnels -= is_tunnel
 
     def waits(self, patience: asyncio.Timeout) -> None:
         """A request waits for its first byte under this timeout, until `waits_no_more`."""
