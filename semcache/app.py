@@ -22,6 +22,7 @@ from semcache.access.quota import Quotas
 from semcache.admin.backends import BackendCalls
 from semcache.admin.keys import KeyCalls
 from semcache.admin.listener import Admin
+from semcache.admin.reload import reload_routes
 from semcache.admin.usage import usage_routes
 from semcache.admit import Admission
 from semcache.answer_judge import PoolJudge
@@ -159,7 +160,7 @@ class App:
             config.routes, config.tenants, admission, planner, self.pipeline, self.core.explainer, self.store, recent
         )
         calls = [
-            *self.reloader.routes(self._tell_others),
+            *reload_routes(self.reloader, self._tell_others),
             *KeyCalls(self.doors.locksmith, self.doors.keyring).routes(),
             *usage_routes(usage_file, clock),
             *BackendCalls(self.dispatcher.fleet, self._record_event).routes(),

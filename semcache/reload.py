@@ -17,10 +17,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from aiohttp import web
-
 from semcache.config import Config
-from semcache.errors import ClientError, ConfigError
+from semcache.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +99,7 @@ class Reloader:
 
     def asked(self, why: str) -> None:
         """Reload in the background; what comes of it is in the log."""
+        # Held here, for the event loop itself holds a task only weakly.
         self._attempt = asyncio.create_task(self._try(why))
 
     async def _try(self, why: str) -> None:
@@ -121,19 +120,6 @@ class Reloader:
                 taken = now
                 await self._try("the file has changed")
             seen = now
-
-    def routes(self, tell_others: Callable[[], None] = lambda: None) -> Sequence[web.RouteDef]:
-        """The admin call. `tell_others`: that workers which share the port are to do the same."""
-
-        async def reload(_: web.Request) -> web.Response:
-            try:
-                changed = await self.reload("an admin call")
-            except ConfigError as error:
-                raise ClientError(error.message, status=400, code="bad_config") from error
-            tell_others()
-            return web.json_response({"changed": changed})
-
-        return [web.post("/reload", reload)]
 
     def stats(self) -> dict[str, object]:
         return {"reloads": self.reloads, "refused_reloads": self.refused, "last_error": self.last_error}

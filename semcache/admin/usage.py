@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-import orjson
 from aiohttp import web
 
+from semcache.admin.listener import as_json
 from semcache.errors import ClientError
 from semcache.usage.report import read_query, read_report
 
@@ -25,8 +25,6 @@ def usage_routes(path: Path | None, clock: Callable[[], float]) -> list[web.Rout
         if path is None:
             raise ClientError("usage is not kept: `usage.path` is off, or auto beside a store in memory", status=404)
         report = await asyncio.to_thread(read_report, path, query)
-        return web.Response(
-            body=orjson.dumps(report), content_type="application/json", headers={"Cache-Control": "no-store"}
-        )
+        return as_json(report)
 
     return [web.get("/semcache/usage", show_usage)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from urllib.parse import quote
 import click
 
 from semcache import config
-from semcache.commands.shared import FILE, admin_url, ask_server, examples, speaks_plainly
+from semcache.commands.shared import FILE, admin_url, ask_server, examples, screen, speaks_plainly
 from semcache.errors import SemcacheError
 
 if TYPE_CHECKING:
@@ -59,9 +58,7 @@ def backends(context: click.Context, file: Path | None, admin: str | None, as_js
     if as_json:
         click.echo(json.dumps(pools, ensure_ascii=False, indent=2))
         return
-    from rich.console import Console
-
-    Console(width=None if sys.stdout.isatty() else 160).print(table_of(pools))
+    screen(160).print(table_of(pools))
 
 
 @backends.command(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from semcache import config
-from semcache.commands.shared import FILE, examples, speaks_plainly
+from semcache.commands.shared import FILE, examples, screen, speaks_plainly
 from semcache.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,12 +49,10 @@ def check(file: Path, samples: tuple[str, ...], as_json: bool) -> None:
     With --try the exit status is 1 when a sample would be refused. Nothing is sent: whether backends are well, have
     room and list a model is known to a running proxy only (`semcache backends`).
     """
-    from rich.console import Console
-
     if as_json and not samples:
         raise click.UsageError("--json prints what --try found: write --try, too")
     settings = config.load(file)
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console = screen(160, highlight=False)
     if samples:
         _try_all(settings, samples, as_json, console)
         return

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlencode
 
 import click
 
-from semcache.commands.shared import admin_url, ask_server, examples, fail, load, speaks_plainly, with_config
+from semcache.commands.shared import admin_url, ask_server, examples, fail, load, screen, speaks_plainly, with_config
 
 
 @click.command(
@@ -42,8 +41,6 @@ def explain(file: Path | None, request_id: str | None, admin: str | None, as_jso
 
     Exit status 0 whatever the verdict is, 1 when the server cannot be asked, 2 when it does not understand.
     """
-    from rich.console import Console
-
     from semcache.commands.explain_screen import show, show_outcomes
 
     settings = load(file, {})
@@ -55,7 +52,7 @@ def explain(file: Path | None, request_id: str | None, admin: str | None, as_jso
     else:
         path, body = "/semcache/explain", json.dumps(fields).encode()
     answer = asyncio.run(ask_server(settings, path, body, admin))
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = screen()
     if answer is None:
         fail(f"no server listens on {admin_url(settings, admin)}: start it, or name it with --admin", 1)
     if as_json:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -21,7 +20,7 @@ import click
 from pydantic import ValidationError
 
 from semcache import config
-from semcache.commands.shared import FILE, admin_url, ask_server, examples, record_act, speaks_plainly
+from semcache.commands.shared import FILE, admin_url, ask_server, examples, record_act, screen, speaks_plainly
 from semcache.errors import ConfigError, SemcacheError
 
 if TYPE_CHECKING:
@@ -256,7 +255,6 @@ def _print_made(answer: Mapping[str, Any], as_json: bool, told: str) -> None:
 
 def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -275,7 +273,7 @@ def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
             _in_words(row["limits"]) or "its tenant's",
         )
         table.add_row(*map(Text, cells))  # a name is text, whatever marks it holds
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    screen(160).print(table)
 
 
 _GRANTS = ("models", "routes", "namespaces", "regions")

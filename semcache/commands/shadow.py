@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -17,6 +16,7 @@ from semcache.commands.shared import (
     ask_server,
     examples,
     load,
+    screen,
     speaks_plainly,
     with_config,
     with_store,
@@ -52,8 +52,6 @@ def shadow(
 
     Asks a running server, else reads the store itself. Routes are in shadow mode with `match: {mode: shadow}`.
     """
-    from rich.console import Console
-
     from semcache.commands.shadow_screen import show
 
     settings = load(file, {})
@@ -61,7 +59,7 @@ def shadow(
     if as_json:
         click.echo(json.dumps(report, indent=2))
         return
-    console = Console(width=None if sys.stdout.isatty() else 120, record=page is not None)
+    console = screen(record=page is not None)
     show(report, console)
     if page is not None:
         try:

@@ -18,6 +18,8 @@ from semcache import config
 from semcache.errors import ClientError, ConfigError, SemcacheError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from semcache.config import Config
 
 P = ParamSpec("P")
@@ -55,6 +57,13 @@ def fail(message: str, status: int) -> NoReturn:
 
 def examples(*lines: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def screen(width: int = 120, *, highlight: bool = True, record: bool = False) -> Console:
+    """Where tables go: as wide as the terminal, and `width` columns in a file or a pipe."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else width, highlight=highlight, record=record)
 
 
 def admin_url(settings: Config, admin: str | None = None) -> str:

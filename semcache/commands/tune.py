@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from semcache import config
-from semcache.commands.shared import FILE, examples, speaks_plainly
+from semcache.commands.shared import FILE, examples, screen, speaks_plainly
 from semcache.errors import ConfigError, SemcacheError
 
 if TYPE_CHECKING:
@@ -168,14 +167,12 @@ def _is_short(asked: str, stored: str, limit_chars: int) -> bool:
 
 
 def _report(studies: Sequence[Study], common: dict[str, Any]) -> None:
-    from rich.console import Console
-
     from semcache.tuning.page import write_page
     from semcache.tuning.report import report
     from semcache.tuning.screen import show
 
     found = report(studies, {"target": common["target"], "route": common["route"]}, time.time())
-    show(found, Console(width=None if sys.stdout.isatty() else 120))
+    show(found, screen())
     if common["json_file"]:
         _write(common["json_file"], json.dumps(found, indent=1) + "\n")
     if common["page"]:
@@ -321,11 +318,9 @@ def train(
     parts of them. These figures choose what it looks at: cosine and guards, words too, or vectors too. To use the
     weights, set match.judge_weights to the file and match.judge to the least probability of a hit.
     """
-    from rich.console import Console
-
     from semcache.tuning.train_screen import find_files, run_training
 
     settings = config.load(settings_file)
     files = find_files(data, only, leave_out)
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = screen()
     run_training(files, settings, _engine(settings), output, seed, vectors, json_file, console)

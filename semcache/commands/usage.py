@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 import click
 
 from semcache import config
-from semcache.commands.shared import FILE, admin_url, ask_server
+from semcache.commands.shared import FILE, admin_url, ask_server, screen
 from semcache.errors import ClientError, ConfigError, SemcacheError
 
 if TYPE_CHECKING:
@@ -73,9 +73,7 @@ def usage(
     elif as_csv:
         click.echo(_csv(report), nl=False)
     else:
-        from rich.console import Console
-
-        show(report, Console(width=None if sys.stdout.isatty() else 150))
+        show(report, screen(150))
 
 
 async def _report(file: Path | None, asked: dict[str, str], admin: str | None) -> Any:
