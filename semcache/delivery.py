@@ -1,7 +1,7 @@
 """DELIVER, as far as it does not matter how a reply is sent: status, header fields and body of whatever is played.
 
 There is one way for each kind: a stored answer, a batch of them, a recording in the form that was asked, and a
-recording that has to be rendered first. The proxy sends what comes out over a socket (server.py); a program is handed
+recording that has to be rendered first. The proxy sends what comes out over a socket (replying.py); a program is handed
 it (inprocess.py).
 """
 
