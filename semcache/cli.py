@@ -6,6 +6,7 @@ Imports are inside the commands, so that `--help` and `check` do not wait for FA
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -50,6 +51,8 @@ def main() -> None:
 @speaks_plainly
 def serve(file: Path | None, **options: Any) -> None:
     """Run the proxy until SIGTERM or Ctrl-C; running streams get `server.drain` to finish."""
+    # Until it serves: what it would read again it is about to read anyhow, and by default the signal would end it.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     from semcache.advice import advise
     from semcache.running import run
 

@@ -170,6 +170,29 @@ def test_a_served_process_starts_says_where_and_ends_on_sigterm(
         process.stderr.close()
 
 
+def test_a_reload_that_is_asked_for_during_the_start_does_not_end_it(tmp_path: Path, prepared_model: object) -> None:
+    file = tmp_path / "config.yaml"
+    os.mkfifo(file)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "semcache", "serve", "-c", str(file)], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    text = f"{{server: {{port: 0, admin_port: 0}}, cache: {{store: 'sqlite:{tmp_path}/c.db'}}}}"
+    try:
+        with file.open("w") as asked:  # there is a reader now
+            process.send_signal(signal.SIGHUP)
+            (tmp_path / "whole.yaml").write_text(text)
+            (tmp_path / "whole.yaml").replace(file)  # it is read once more
+            asked.write(text)
+        while "listening on http://127.0.0.1:" not in (line := process.stderr.readline()):
+            assert line, "it ended before it listened"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.stderr.close()
+
+
 def test_a_taken_port_is_one_line_and_exit_status_1(tmp_path: Path, prepared_model: object) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
