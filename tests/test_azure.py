@@ -256,7 +256,6 @@ async def test_behind_one_upstream_azures_requests_go_to_it_as_sent(tmp_path: Pa
     ("status", "code", "raised"),
     [
         (400, "content_filter", openai.BadRequestError),
-        (401, "401", openai.AuthenticationError),
         (404, "DeploymentNotFound", openai.NotFoundError),
         (429, "429", openai.RateLimitError),
         (503, "503", openai.InternalServerError),

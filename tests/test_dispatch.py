@@ -115,6 +115,21 @@ async def test_the_callers_own_error_is_his_answer(number: int) -> None:
         assert well.connections == 0
 
 
+async def test_what_a_vendor_says_of_our_own_key_is_for_us_alone() -> None:
+    said = [[Expect(), answer(b"Incorrect API key provided: sk-op***key", status="401 Unauthorized")]]
+    keys = [{"api_key": "sk-operators-key"}, {"api_key": "another"}]
+    async with (
+        ScriptedUpstream(said) as strict,
+        ScriptedUpstream(OK) as well,
+        stage(strict, well, backends=keys) as here,
+    ):
+        assert await here.read() == (200, "p[1]", 2), "the next key may be good"
+    async with ScriptedUpstream(said) as strict, stage(strict, backends=keys[:1]) as here:
+        with pytest.raises(UpstreamError, match=r"p\[0\] refuses the key that is configured for it") as refused:
+            await here.read()
+        assert refused.value.status == 502
+
+
 async def test_where_all_fail_the_last_one_has_the_word(nobody: int) -> None:
     async with ScriptedUpstream(status(500)) as bad, ScriptedUpstream(status(503)) as full, stage(bad, full) as here:
         assert await here.read() == (503, "p[1]", 2)

@@ -534,7 +534,6 @@ APOLOGY = b'{"error": {"message": "internal error", "code": 500}, "choices": []}
         pytest.param(b'{"choices": []}', "200 OK", id="no choices"),
         pytest.param(APOLOGY, "200 OK", id="an error and no choices"),
         pytest.param(b"<html>busy</html>", "200 OK", id="html"),
-        pytest.param(b"", "200 OK", id="nothing"),
         pytest.param(completion(), "201 Created", id="201"),
         pytest.param(completion(), "206 Partial Content", id="206"),
         pytest.param(completion(), "203 Non-Authoritative Information", id="203"),
@@ -550,6 +549,14 @@ async def test_what_is_no_good_answer_is_relayed_and_not_kept(
         seen = await post(faced.proxy, body_of(stream=stream))
         assert (seen.status, seen.body) == (int(status[:3]), body)
         assert "stored" not in seen.headers["Cache-Status"]
+        assert not await faced.is_kept()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_empty_answer_is_a_backend_that_has_died(tmp_path: Path, stream: bool) -> None:
+    async with facing(tmp_path, says_json(b"", "200 OK")) as faced:
+        seen = await post(faced.proxy, body_of(stream=stream))
+        assert seen.status == 502 and b"ended its answer before it began" in seen.body
         assert not await faced.is_kept()
 
 

@@ -298,6 +298,10 @@ class Dispatcher:
                 state.waits(patience)
                 try:
                     reply = await self._fetcher.send(target, request)
+                    if reply.status == 401 and target.api_key:  # vendors quote a part of the key in what they say
+                        await reply.abort()
+                        message = f"{target.name} refuses the key that is configured for it"
+                        raise UpstreamError(message, code="upstream_key_refused")
                     if request.want_recording:
                         await reply.first()
                         if reply.is_empty and _should_say_something(reply):

@@ -144,7 +144,10 @@ SECRETS: tuple[SecretRule, ...] = (
     _rule("digitalocean-token", "do_v1_|dop_v1_|doo_v1_", r"do[opr]_v1_[a-f0-9]{64}"),
     _rule("shopify-token", "shpat_|shpca_|shppa_|shpss_", r"shp(?:at|ca|pa|ss)_[a-fA-F0-9]{32}"),
     _rule("azure-storage-key", "AccountKey=", r"AccountKey=([A-Za-z0-9+/]{86}==)"),
-    _rule("jwt", "eyJ", r"eyJ[A-Za-z0-9_-]{8,1024}\.eyJ[A-Za-z0-9_-]{8,8192}\.[A-Za-z0-9_-]{16,1024}", _is_jwt),
+    # It begins a run of its letters, or "-eyJ" again and again would be read a thousand times over.
+    _rule(
+        "jwt", "eyJ", r"(?<![_-])eyJ[A-Za-z0-9_-]{8,1024}+\.eyJ[A-Za-z0-9_-]{8,8192}+\.[A-Za-z0-9_-]{16,1024}", _is_jwt
+    ),
     SecretRule("url-password", ("://",), re.compile(_PASSWORD), _is_password),
     SecretRule("private-key", ("PRIVATE KEY",), re.compile(_PEM), bool),
 )
