@@ -5,7 +5,7 @@
     _look_up       LOOKUP: exact, then embed -> search -> VERIFY
     _forward       COALESCE: join a flight or lead one
     _fetch         FETCH: the flight's own task has the source (forwarding.py) write the recording
-    _keep          STORE: the write gates, then the entry
+    (keeping.py)   STORE: the write gates, then the entry
 
 What respond returns is something to play: a stored answer, a batch of them, or a recording that is being written.
 """
@@ -14,66 +14,54 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from time import monotonic
 from typing import Protocol
 
-from cachetools import LRUCache, TTLCache
+from cachetools import LRUCache
 
+from semcache import keeping
 from semcache.cache.agent_loop import digest_of, said_last
-from semcache.cache.conversation import NO_PAST, Past, read_past
 from semcache.cache.flight import Flight, Flights
 from semcache.cache.lookup import Embedder, Lookup
 from semcache.cache.policy import Directives, Ruling, tighten
-from semcache.cache.provenance import InsertLimits
-from semcache.errors import CacheFault, ClientError, SemcacheError, TooLong, UpstreamError
+from semcache.errors import CacheFault, ClientError, SemcacheError, UpstreamError
 from semcache.forwarding import Source, answer_limit
+from semcache.keeping import Keeping
 from semcache.planning import Plan
-from semcache.status_headers import replayed_before
 from semcache.types import (
     FWD,
     Answer,
-    Ask,
-    Entry,
     Finding,
-    Key,
     Match,
     Occasion,
     Outcome,
     Reason,
     Tier,
     Unstorable,
-    Vector,
     Verdict,
 )
-from semcache.usage.estimates import estimate_aside
-from semcache.vouching import Vouching
-from semcache.wire.dialect import BatchDialect, Dialect, Reading, SpokenDialect
+from semcache.wire.dialect import Dialect, Reading, SpokenDialect
 from semcache.wire.recording import Recording
 
 log = logging.getLogger(__name__)
 
-LEARNED_S = 60.0  # how long a request whose answer could not be kept runs without waiting for others
-PUTS_AT_ONCE = 256  # of one batch: two of the largest, put at once, would fill the store's queue and lose their rest
 READ_INLINE_BYTES = 32 * 1024  # of a stored answer: one of 1 MB takes 25 ms to read, the first time
 SAID = 4096  # answers of which it is remembered what they say, at 200 bytes each
 JSON_ACK_S = 0.05  # a JSON answer waits this long for the store's word, to say `stored`; then it leaves without
 
 
-class Store(Protocol):
-    """What the pipeline needs to keep an answer."""
+class Store(keeping.Store, Protocol):
+    """What the pipeline needs to keep an answer, and to know that nothing has purged it meanwhile."""
 
     @property
     def last_seq(self) -> int: ...
 
     @property
     def last_purge_seq(self) -> int: ...
-
-    async def put(self, entry: Entry, since_seq: int) -> int | None: ...
 
 
 class Learner(Protocol):
@@ -129,17 +117,16 @@ class Pipeline:
     ) -> None:
         self._lookup = lookup
         self._learner = learner
-        self._embedder = embedder
         self._store = store
-        self._clock = clock
-        self._inserts = InsertLimits(clock)
-        self._vouching = Vouching(lookup, embedder)
         self._said: LRUCache[str, bytes | None] = LRUCache(SAID)  # entry's id -> digest of its answer's text
         self.flights: Flights[Recording] = Flights()
-        self._learned: TTLCache[bytes, Unstorable] = TTLCache(10_000, LEARNED_S, timer=monotonic)
-        self.stored = 0
-        self.unstorable: Counter[Unstorable] = Counter()
         self.faults: Counter[str] = Counter()
+        self._keeping = Keeping(lookup, embedder, store, clock, self.faults)
+
+    @property
+    def stored(self) -> int:
+        """Answers kept since the start."""
+        return self._keeping.stored
 
     # The decision
 
@@ -229,7 +216,7 @@ class Pipeline:
 
     def learned(self, plan: Plan) -> Unstorable | None:
         """Why answers to this were found not to be storable, a short while ago; None where they were not."""
-        return self._learned.get(plan.key.exact)
+        return self._keeping.why_never(plan.key.exact)
 
     def is_being_fetched(self, plan: Plan) -> bool:
         """Whether this request would join a flight now."""
@@ -239,7 +226,7 @@ class Pipeline:
         """LOOKUP. A fault of the cache is a finding like any other: nothing found, for that reason."""
         if ruling.skip_lookup is not None:
             return Finding(None, ruling.skip_lookup)
-        if plan.key.exact in self._learned:
+        if self.learned(plan) is not None:
             return Finding(None, Reason.LEARNED)
         try:
             return await self._lookup.find(plan.ask, plan.key, ruling, outcome.phases_ms)
@@ -261,7 +248,7 @@ class Pipeline:
         nothing: list[Match | None] = [None] * len(plan.items)
         if ruling.skip_lookup is not None:
             return nothing, ruling.skip_lookup
-        if plan.key.exact in self._learned:
+        if self.learned(plan) is not None:
             return nothing, Reason.LEARNED
         try:
             findings = [await self._lookup.find_exact(item.key, ruling) for item in plan.items]
@@ -410,17 +397,18 @@ class Pipeline:
         """The task of a flight: write the recording to its end, and keep the answer if it may be kept."""
         since_seq = self._store.last_seq  # a purge after this beats what we are about to fetch
         begun = monotonic()
+        keep = partial(self._keeping.keep, plan, ruling, finding.vector, since_seq, recording)
         try:
             reading = await source(plan, recording)
             fetch_s = monotonic() - begun
             if recording.is_stream:
                 recording.finish(reading)  # the client has its end now; the flight lands when the entry is durable
-                await self._keep(plan, ruling, finding.vector, recording, reading, since_seq)
+                await keep(reading)
             else:
                 # A JSON answer waits a moment for the store's word, so that its header can say `stored`.
                 patience = asyncio.get_running_loop().call_later(JSON_ACK_S, recording.finish, reading)
                 try:
-                    recording.stored = await self._keep(plan, ruling, finding.vector, recording, reading, since_seq)
+                    recording.stored = await keep(reading)
                 finally:
                     patience.cancel()
                 recording.finish(reading)
@@ -435,122 +423,6 @@ class Pipeline:
             if not recording.is_over:  # cancelled: nobody waits, or the program stops
                 recording.fail(UpstreamError("the proxy is stopping", status=503, code="stopping"))
 
-    # STORE
-
-    async def _keep(
-        self,
-        plan: Plan,
-        ruling: Ruling,
-        vector: Vector | None,
-        recording: Recording,
-        reading: Reading,
-        since_seq: int,
-    ) -> bool:
-        """Store the answer if every gate is open. True once it is durable."""
-        plan = plan.of_model(recording.model)  # a fallback's answer is that model's, and no other's
-        why_not = reading.unstorable
-        if why_not is None and (not ruling.may_store or _forbids_storing(recording.headers) or reading.answer is None):
-            why_not = Unstorable.REFUSED
-        replayed = replayed_before(recording.headers)
-        if why_not is None and replayed is not None and not replayed.is_exact:  # of another question, and a guess here
-            why_not = Unstorable.REFUSED
-        if why_not is None:
-            assert reading.answer is not None
-            try:
-                why_not = await self._store_answer(plan, ruling, vector, recording, reading.answer, since_seq)
-            except Exception as exc:  # whoever asked gets the answer all the same
-                self._count_fault("storing an answer", exc)
-                why_not = Unstorable.STORE_FAULT
-        recording.unstorable = why_not
-        if why_not is None:
-            self._learned.pop(plan.key.exact, None)
-            self.stored += 1
-            return True
-        self.unstorable[why_not] += 1
-        if why_not in _LASTING:
-            self._learned[plan.key.exact] = why_not
-        return False
-
-    async def _store_answer(
-        self, plan: Plan, ruling: Ruling, vector: Vector | None, recording: Recording, answer: Answer, since_seq: int
-    ) -> Unstorable | None:
-        wanted = len(plan.items) or 1
-        granted = self._inserts.take(plan.tenant.id, wanted, plan.route.cache.inserts_per_minute)
-        if not granted:
-            return Unstorable.INSERT_LIMIT
-        if vector is None and ruling.exact_only is None and plan.key.partition is not None:
-            vector = await self._embed(plan.ask)
-        past = NO_PAST
-        if vector is not None and ruling.compares_turns:
-            try:
-                past = await read_past(plan.ask, ruling, self._embedder)
-            except (TooLong, CacheFault):
-                vector = None  # who cannot be told from others by the turns before is for equal requests only
-        try:
-            if plan.items:
-                assert isinstance(plan.dialect, BatchDialect)
-                answers = plan.dialect.take_apart(answer, [item.ask for item in plan.items])
-                entries = [
-                    self._entry(plan, ruling, recording, item.ask, item.key, answer, None, NO_PAST)
-                    for item, answer in zip(plan.items[:granted], answers, strict=False)
-                ]
-            else:
-                answer = await _counted(plan.ask, answer)
-                entries = [self._entry(plan, ruling, recording, plan.ask, plan.key, answer, vector, past)]
-        except CacheFault:
-            return Unstorable.MALFORMED
-        if ruling.min_uses > 1:
-            entries = [await self._vouching.vouch(plan, entry) for entry in entries]
-        is_purged = False
-        try:
-            for start in range(0, len(entries), PUTS_AT_ONCE):
-                some = entries[start : start + PUTS_AT_ONCE]
-                numbers = await asyncio.gather(*(self._store.put(entry, since_seq) for entry in some))
-                is_purged = is_purged or None in numbers
-        except CacheFault as fault:  # what is stored already of a batch stays: each item is whole
-            self._count_fault("storing an answer", fault)
-            return Unstorable.STORE_FAULT
-        return Unstorable.PURGED if is_purged else Unstorable.INSERT_LIMIT if granted < wanted else None
-
-    def _entry(
-        self,
-        plan: Plan,
-        ruling: Ruling,
-        recording: Recording,
-        ask: Ask,
-        key: Key,
-        answer: Answer,
-        vector: Vector | None,
-        past: Past,
-    ) -> Entry:
-        replayed = replayed_before(recording.headers)
-        return Entry(
-            id=os.urandom(10).hex(),
-            scope=plan.scope,
-            key=key if vector is not None else Key(key.exact, None),
-            question=ask.question,
-            vector=vector,
-            embedder=self._embedder.stamp if vector is not None else None,
-            answer=answer,
-            created_at=self._clock() - (0.0 if replayed is None else replayed.age_s),
-            ttl_s=ruling.ttl_s,
-            grace_s=max(ruling.grace_s, ruling.stale_if_error_s),
-            user=ask.user,
-            writer=plan.tenant.id,
-            request_id=recording.request_id,
-            backend=recording.backend or "",
-            region=recording.region,
-            turns=past.texts,
-            turns_vector=past.vector,
-        )
-
-    async def _embed(self, ask: Ask) -> Vector | None:
-        """The vector of a question that was not looked up by meaning (no-cache, a refresh). None: exact tier only."""
-        try:
-            return await self._embedder.embed(ask.question or "", lambda vector: vector)
-        except (TooLong, CacheFault):
-            return None
-
     def _count_fault(self, where: str, exc: Exception) -> None:
         """No fault of the cache fails a request, whether somebody has foreseen it or not."""
         self.faults[type(exc).__name__] += 1
@@ -560,18 +432,13 @@ class Pipeline:
     def stats(self) -> dict[str, float]:
         return {
             **self.flights.stats(),
-            "learned": len(self._learned),
-            "stored": self.stored,
-            **{f"unstorable_{reason}": count for reason, count in self.unstorable.items()},
+            **self._keeping.stats(),
             **{f"fault_{name}": count for name, count in self.faults.items()},
         }
 
 
 # What a fetch is for, where it is not for whoever asked.
 _PURPOSES = {Occasion.EXPLORE: "explore", Occasion.AUDIT: "explore", Occasion.SHADOW: "shadow"}
-
-# Answers to the same request will most likely be refused again for these.
-_LASTING = frozenset({Unstorable.FINISH, Unstorable.TOOL_CALLS, Unstorable.TOO_LARGE, Unstorable.EMPTY})
 
 
 def _digest_said(dialect: Dialect, answer: Answer) -> bytes | None:
@@ -581,15 +448,3 @@ def _digest_said(dialect: Dialect, answer: Answer) -> bytes | None:
 
 def _not_cached() -> ClientError:
     return ClientError("nothing stored answers this, and only-if-cached was asked", status=504, code="not_cached")
-
-
-async def _counted(ask: Ask, answer: Answer) -> Answer:
-    """With its tokens, where the upstream told none: a replay avoids what the fetch was billed. No client sees them."""
-    return answer if answer.usage is not None else replace(answer, usage=await estimate_aside(ask, answer.parts))
-
-
-def _forbids_storing(headers: Mapping[str, str]) -> bool:
-    """An upstream's `Cache-Control: no-store` is obeyed. Its `no-cache` and `private` are not: they speak of shared
-    HTTP caches, and vendors send them with every answer; who shares is decided by scope here.
-    """
-    return any("no-store" in value.lower() for name, value in headers.items() if name.lower() == "cache-control")

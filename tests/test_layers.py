@@ -36,7 +36,18 @@ STOREYS: tuple[tuple[set[str], ...], ...] = (
     ),
     (
         {"pipeline", "planning", "forwarding", "batches", "delivery", "pacing", "feedback", "explaining"}
-        | {"answer_judge", "learning", "shadow", "vouching", "reload", "metering", "gate", "catalogue", "route_trial"},
+        | {
+            "answer_judge",
+            "learning",
+            "shadow",
+            "vouching",
+            "reload",
+            "metering",
+            "keeping",
+            "gate",
+            "catalogue",
+            "route_trial",
+        },
     ),
     ({"server", "passing", "replying"}, {"admin"}, {"tuning"}),
     (
