@@ -47,7 +47,7 @@ serve: $(INSTALLED) model  ## start the proxy (UPSTREAM=http://127.0.0.1:8000/v1
 
 .PHONY: test
 test: lint model $(if $(CI),test-clients test-models)  ## the whole suite: lint, types, tests (ARGS="-k purge": some of the tests)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 .PHONY: test-clients
 test-clients: $(INSTALLED) model  ## the clients people use, each in its own environment (CLIENTS="openai-node -v": one)

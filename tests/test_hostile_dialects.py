@@ -430,7 +430,7 @@ async def test_metadata_that_is_new_each_time_leaves_hits_hits_and_memory_bounde
             assert seen.status == 200
             await proxy.landed()
         assert upstream.connections == 1
-        assert proxy.app.server.deliverer.stats()["scores_bytes"] > labels_bytes * 0.9
+        assert proxy.app.deliverer.stats()["scores_bytes"] > labels_bytes * 0.9
 
 
 @pytest.mark.parametrize("door", [door for door in DOORS if door.pieces], ids=form_id)

@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -220,7 +221,7 @@ async def test_a_good_line_is_taken(stores: tuple[SqliteStore, SqliteStore]) -> 
         _line(turns=["hello"], turns_vector=_vector(6, 8)),
         _line(vouchers=["shop"] * 65),
     ],
-    ids=lambda bad: bad[:12].decode("latin-1") + str(hash(bad) % 10_000),
+    ids=lambda bad: f"{bad[:12].decode('latin-1')} {crc32(bad)}",
 )
 async def test_a_bad_line_is_named_and_what_stands_before_it_is_kept(
     stores: tuple[SqliteStore, SqliteStore], bad: bytes
