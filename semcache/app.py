@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -277,21 +278,22 @@ class App:
         await self._close(self.config.server.drain)
 
     async def _close(self, drain_s: float = 0.0) -> None:
-        await self.reloader.stop()
-        await self.listener.drain(drain_s)
-        if self._own_unix_socket is not None:
-            self._own_unix_socket.remove()
-        await self.admin.stop()
-        await self.core.stop()
-        await self.meter.drain()
-        await self.doors.stop()
-        await self.gate.close()
-        await self.flushing.stop()
-        await self.dispatcher.fleet.stop()
-        await self.fetcher.close()
-        self.audit.record(Event.STOP)
-        await asyncio.to_thread(self.audit.stop)
-        await asyncio.to_thread(self.request_log.stop)
+        async with AsyncExitStack() as closing:  # the last line first; one that fails skips none of the others
+            closing.push_async_callback(asyncio.to_thread, self.request_log.stop)
+            closing.push_async_callback(asyncio.to_thread, self.audit.stop)
+            closing.callback(self.audit.record, Event.STOP)
+            closing.push_async_callback(self.fetcher.close)
+            closing.push_async_callback(self.dispatcher.fleet.stop)
+            closing.push_async_callback(self.flushing.stop)
+            closing.push_async_callback(self.gate.close)
+            closing.push_async_callback(self.doors.stop)
+            closing.push_async_callback(self.meter.drain)
+            closing.push_async_callback(self.core.stop)
+            closing.push_async_callback(self.admin.stop)
+            if self._own_unix_socket is not None:
+                closing.callback(self._own_unix_socket.remove)
+            closing.push_async_callback(self.listener.drain, drain_s)
+            closing.push_async_callback(self.reloader.stop)
 
 
 def chained(
